@@ -1,0 +1,34 @@
+"""The manual: sphinx, furo, myst. Warnings are errors (`make docs`)."""
+
+from __future__ import annotations
+
+import re
+
+from sphinx.application import Sphinx
+
+import tesserec
+
+project = "Tesserec"
+copyright = "2026, the Tesserec authors"
+release = tesserec.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+html_theme = "furo"
+html_title = "Tesserec"
+html_static_path = ["_static"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "signature"
+
+
+def _plain_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Our docstrings are plain text with Markdown backticks: keep their lines, escape what RST would read into them."""
+    for i, line in enumerate(lines):
+        parts = re.split(r"(`[^`]+`)", line)
+        parts = [f"`{p}`" if p.startswith("`") else re.sub(r"([*_|\\])", r"\\\1", p) for p in parts]
+        lines[i] = f"| {''.join(parts)}" if line.strip() else ""
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", _plain_docstring)

@@ -1,0 +1,57 @@
+"""What a model must know of the data: how many dense columns, which id features, how many ids each has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tesserec.embeddings.config import EmbeddingBagConfig, Init, Normal
+from tesserec.embeddings.jagged import KeyedJaggedTensor
+
+
+class ModelError(ValueError):
+    """A model was named, configured or fed wrongly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The inputs of a model: `num_dense` numbers, and one bag of ids for each sparse feature of each sample.
+
+    sparse: feature -> number of ids; ids run from 0. pooling: how a bag of several ids becomes one vector.
+    """
+
+    num_dense: int
+    sparse: Mapping[str, int]
+    pooling: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.num_dense < 0:
+            raise ModelError(f"num_dense is {self.num_dense}, wanted 0 or more")
+        if not self.sparse:
+            raise ModelError("no sparse feature: a model here needs at least one column of ids")
+        if self.pooling not in ("mean", "sum"):
+            raise ModelError(f"pooling is {self.pooling!r}, wanted 'mean' or 'sum'")
+
+    def tables(self, dim: int, init: Init | None = None) -> list[EmbeddingBagConfig]:
+        """One table of width `dim` per sparse feature, under its name; N(0, 0.01²) unless `init` is given."""
+        return [
+            EmbeddingBagConfig(
+                name=name,
+                num_embeddings=num_embeddings,
+                embedding_dim=dim,
+                feature_names=(name,),
+                pooling=self.pooling,
+                init=init or Normal(0.01),
+            )
+            for name, num_embeddings in self.sparse.items()
+        ]
+
+    def check(self, dense: npt.NDArray[Any], sparse: KeyedJaggedTensor) -> None:
+        """Raise ModelError unless `dense` is (B, num_dense) for the B samples of `sparse`."""
+        wanted = (sparse.batch_size, self.num_dense)
+        if np.shape(dense) != wanted:
+            raise ModelError(f"dense has shape {np.shape(dense)}, wanted {wanted}: (samples, dense features)")

@@ -1,0 +1,3 @@
+"""Tesserec: a sharded embedding-table engine for recommendation models."""
+
+__version__ = "0.1.0"

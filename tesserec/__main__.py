@@ -1,0 +1,5 @@
+"""`python -m tesserec`."""
+
+from tesserec.cli import main
+
+main()

@@ -1,0 +1,53 @@
+"""How the command line looks: one console, one progress bar, one way to fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)  # people read stderr; stdout carries results, so that `--json | jq` works
+out = Console(highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def fail(message: str) -> NoReturn:
+    """Print `message` as an error and leave with status 2."""
+    console.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    raise SystemExit(2)
+
+
+def _plain(text: str) -> str:
+    """`text` with brackets escaped, so that rich prints ids and shapes as they are."""
+    return text.replace("[", "\\[")
+
+
+@contextmanager
+def progress_bar(description: str, total: float | None, unit: str = "rows") -> Iterator[Any]:
+    """A progress bar on stderr; yields `update(done, note="")` with the absolute count done."""
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=False) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def update(done: float, note: str = "", total: float | None = None) -> None:
+            progress.update(task, completed=done, note=note, **({} if total is None else {"total": total}))
+
+        yield update

@@ -1,0 +1,150 @@
+"""What a training run is, as one frozen, validated file: data, model, optimizer, schedule, train, output.
+
+Sections that name something (`model`, an optimizer, a schedule) hold its options as further keys; these are checked
+against what they name, with the same care, when it is built.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tesserec.dataio.config import ConfigError, StrictModel, did_you_mean
+
+
+class Named(StrictModel):
+    """A name and the options of what it names."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys beside those that the section itself has."""
+        return dict(self.model_extra or {})
+
+
+class DataSection(StrictModel):
+    """Which prepared data set, which of its splits and labels, and how it is cut into batches."""
+
+    path: Path
+    batch_size: PositiveInt = 2048
+    shuffle: bool = True
+    train: str = "train"
+    valid: str = "valid"
+    label: str | None = None  # may be left out when the data set has one
+
+
+class OptimizerSection(Named):
+    """One optimizer; the key `lr` is the base that the schedule scales."""
+
+    lr: PositiveFloat
+
+
+class OptimizerPair(StrictModel):
+    """One optimizer for the dense parameters, one for the rows of the embedding tables."""
+
+    dense: OptimizerSection = OptimizerSection(name="adam", lr=1e-3)
+    rows: OptimizerSection = OptimizerSection(name="rowwise_adagrad", lr=0.02)
+
+
+class PlateauSection(StrictModel):
+    """Multiply the learning rate by `factor` after more than `patience` validations without progress."""
+
+    factor: float = Field(0.1, gt=0, lt=1)
+    patience: NonNegativeInt = 1
+    min_delta: NonNegativeFloat = 0.0
+    min_factor: NonNegativeFloat = 0.0
+
+
+class StoppingSection(StrictModel):
+    """Stop after `patience` validations in a row that do not beat the best by more than `min_delta`."""
+
+    patience: PositiveInt = 2
+    min_delta: NonNegativeFloat = 0.0
+
+
+class TrainSection(StrictModel):
+    """How long, how often, how careful. Everything `_every` is in steps; null means never, or see there."""
+
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    slice_size: PositiveInt = 512
+    threads: PositiveInt | None = None  # null: all of the machine's; never changes a result
+    log_every: PositiveInt = 50
+    validate_every: PositiveInt | None = None  # null: at the end of each epoch
+    checkpoint_every: PositiveInt | None = None
+    checkpoint_seconds: PositiveFloat | None = 600.0
+    monitor: Literal["auc", "gauc", "log_loss", "ne"] = "auc"  # what "best" means
+    auc: Literal["exact", "histogram"] = "exact"
+    early_stopping: StoppingSection | None = None
+    clip_norm: PositiveFloat | None = None
+    clip_value: PositiveFloat | None = None
+
+    @property
+    def monitored(self) -> str:
+        """Key of the monitored value among the computed metrics."""
+        return "auc_histogram" if (self.monitor, self.auc) == ("auc", "histogram") else self.monitor
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether the monitored metric grows as the model gets better."""
+        return self.monitor in ("auc", "gauc")
+
+
+class TrainConfig(StrictModel):
+    """One training run."""
+
+    data: DataSection
+    model: Named
+    optimizer: OptimizerPair = OptimizerPair()
+    schedule: Named = Named(name="constant")
+    plateau: PlateauSection | None = None
+    train: TrainSection = TrainSection()
+    output: Path | None = None  # the run folder; null: runs/<name of the config file>
+
+
+# what may differ between a run and its continuation: none of it changes what a step computes
+MAY_CHANGE = frozenset(
+    {"train.epochs", "train.max_steps", "train.threads", "train.checkpoint_every", "train.checkpoint_seconds"}
+)
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """`a.b: old → new` for each key in which a continued run may not differ but does."""
+    before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
+    keys = sorted((before.keys() | after.keys()) - MAY_CHANGE)
+    return [f"{k}: {before.get(k)} → {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+
+
+def checked_options(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` if all of them are keywords of `function`, else ConfigError with the nearest match.
+
+    where: path of the section in the config, for the message.
+    """
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for key in options:
+        if key not in known:
+            near = did_you_mean(key, known)
+            raise ConfigError(f"key {where}.{key}: unknown key{near} (known: {', '.join(known)})")
+    return dict(options)
+
+
+def chosen(where: str, name: str, table: Mapping[str, Any]) -> Any:
+    """`table[name]`, else ConfigError with the nearest match."""
+    if name not in table:
+        raise ConfigError(f"key {where}: no {name!r}{did_you_mean(name, table)} (known: {', '.join(table)})")
+    return table[name]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

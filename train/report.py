@@ -1,0 +1,144 @@
+"""What a run leaves for people: the learning curve as a picture, the outcome as markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tesserec.dataio.atomic import atomic_file
+from tesserec.train.run import read_journal, without_nan
+
+INK, MUTED, BLUE, ORANGE = "#1f2933", "#7b8794", "#2f6fde", "#e8702a"
+TITLES = {
+    "auc": "AUC",
+    "auc_histogram": "AUC (histogram)",
+    "gauc": "GAUC",
+    "log_loss": "log loss",
+    "ne": "normalized entropy",
+    "calibration": "calibration",
+    "label_rate": "label rate",
+    "rows": "rows",
+    "gauc_groups": "groups with both labels",
+    "auc_histogram_error": "AUC error bound",
+}
+
+
+def write_curve(path: Path, journal: Path, *, title: str, monitored: str) -> None:
+    """Draw training and validation loss, and the monitored metric, over steps: a PNG at `path`."""
+    import matplotlib
+
+    lines = read_journal(journal)
+    training = [line for line in lines if line["kind"] == "train"]
+    validation = [line for line in lines if line["kind"] == "valid"]
+    with matplotlib.rc_context(_STYLE):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+        loss, metric = figure.subplots(1, 2)
+        _draw_loss(loss, training, validation)
+        _draw_metric(metric, validation, monitored)
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, format="png")
+
+
+_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": "#cbd2d9",
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+}
+
+
+def _draw_loss(axes: Any, training: Sequence[Any], validation: Sequence[Any]) -> None:
+    axes.set(title="log loss", xlabel="step")
+    steps, loss = _series(training, "loss")
+    axes.plot(steps, loss, color=BLUE, alpha=0.25, linewidth=1)
+    axes.plot(steps, _smooth(loss), color=BLUE, linewidth=1.8, label="training")
+    axes.plot(*_series(validation, "log_loss"), color=ORANGE, marker="o", markersize=4, label="validation")
+    seen = np.concatenate([_smooth(loss), _series(validation, "log_loss")[1]])
+    if np.isfinite(seen).any():  # the first few steps must not flatten the rest
+        low, high = np.nanmin(seen), np.nanquantile(seen, 0.98)
+        axes.set_ylim(low - 0.08 * (high - low) - 1e-6, high + 0.12 * (high - low) + 1e-6)
+    axes.legend(loc="upper right")
+
+
+def _draw_metric(axes: Any, validation: Sequence[Any], monitored: str) -> None:
+    axes.set(title=f"validation {TITLES[monitored]}", xlabel="step")
+    steps, values = _series(validation, monitored)
+    axes.plot(steps, values, color=ORANGE, marker="o", markersize=4)
+    for best in [line for line in validation if line["best"]][-1:]:
+        at = (best["step"], best[monitored])
+        axes.plot(*at, marker="o", markersize=10, fillstyle="none", color=INK)
+        axes.annotate(
+            f"best {at[1]:.5f}", at, xytext=(0, -16), textcoords="offset points", ha="center", color=INK
+        )
+    axes.margins(x=0.1, y=0.25)
+    axes.ticklabel_format(useOffset=False)
+
+
+def _series(lines: Sequence[Any], key: str) -> tuple[Any, Any]:
+    """Steps and values of `key`, as arrays; null is NaN."""
+    return np.array([line["step"] for line in lines]), np.array([line[key] for line in lines], float)
+
+
+def _smooth(values: Any, share: float = 0.05) -> Any:
+    """Centred moving mean over `share` of the points."""
+    half = int(len(values) * share / 2)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write report.json and report.md into the run folder."""
+    with atomic_file(folder / "report.json") as path:
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    with atomic_file(folder / "report.md") as path:
+        path.write_text(_markdown(report))
+
+
+def _markdown(report: Mapping[str, Any]) -> str:
+    facts = [("", "")] + [(k.replace("_", " "), _shown(v)) for k, v in report.items() if k not in _TABLES]
+    parts = [f"# {report['model']} on {report['data']}", _table(facts)]
+    for name in _TABLES:
+        if report.get(name):
+            rows = [(TITLES.get(k, k), _shown(v)) for k, v in report[name].items()]
+            parts += [f"## {name.replace('_', ' ').capitalize()}", _table([("", "")] + rows)]
+    return "\n\n".join([*parts, "![learning curve](curve.png)"]) + "\n"
+
+
+_TABLES = ("best_validation",)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    head, *body = [f"| {name} | {value} |" for name, value in rows]
+    return "\n".join([head, "|---|---:|", *body])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+__all__ = ["TITLES", "without_nan", "write_curve", "write_report"]

@@ -1,0 +1,133 @@
+"""The run folder: everything about one training, and all that evaluation and prediction need.
+
+    config.yaml       the configuration, complete
+    dataset.json      what the columns of the data set are
+    encoder/          the fitted encoder, when the data set has one: raw rows can be scored
+    checkpoints/      the last and the best (see checkpoint.py)
+    metrics.jsonl     one line per logged or validated step
+    curve.png, report.md, report.json
+
+It comes into being whole, with its first three members, so a process killed at any moment leaves a folder that can be resumed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tesserec.dataio.atomic import atomic_folder
+from tesserec.dataio.config import read_config
+from tesserec.dataio.dataset import Dataset, DatasetInfo, write_dataset_info
+from tesserec.train.checkpoint import Checkpoint, CheckpointError, checkpoint_folder, checkpoint_steps
+from tesserec.train.config import TrainConfig
+
+
+class RunError(ValueError):
+    """A run folder that is missing, in use, or not what the command expects."""
+
+
+class RunFolder:
+    """A run on disk. `RunFolder.create` makes one, `RunFolder.open` finds one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.encoder = path / "encoder"
+        self.metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig, dataset: Dataset) -> RunFolder:
+        """A new run folder at `path`, in place of anything that stood there."""
+        with atomic_folder(path) as folder:
+            (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            write_dataset_info(folder, dataset.info)
+            encoder = dataset.path / "encoder"
+            if encoder.is_dir():
+                shutil.copytree(encoder, folder / "encoder")
+            (folder / "checkpoints").mkdir()
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The run at `path`, else RunError."""
+        if not (path / "config.yaml").is_file():
+            raise RunError(f"{path}: no training run here (no config.yaml); `tesserec train` makes one")
+        return cls(path)
+
+    def config(self) -> TrainConfig:
+        """The configuration that the run was started with."""
+        return read_config(self.path / "config.yaml", TrainConfig)
+
+    def dataset(self) -> DatasetInfo:
+        """What the columns of the run's data set are."""
+        return Dataset.open(self.path).info
+
+    def last(self) -> Checkpoint | None:
+        """The newest checkpoint; None before the first."""
+        steps = checkpoint_steps(self.checkpoints)
+        return Checkpoint(checkpoint_folder(self.checkpoints, steps[-1])) if steps else None
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the best validation, which the last one names; the last one before any validation."""
+        last = self.last()
+        best = last and last.state()["best"]
+        return Checkpoint(checkpoint_folder(self.checkpoints, best["step"])) if best else last
+
+    def checkpoint(self, which: str) -> Checkpoint:
+        """`which`: "best" or "last". CheckpointError when there is none yet."""
+        found = self.best() if which == "best" else self.last()
+        if found is None:
+            raise CheckpointError(f"{self.checkpoints}: no checkpoint yet; train on with --resume")
+        return found
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While inside, no other process trains here; RunError if one does."""
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise RunError(f"{self.path}: another process is training here; wait for it or stop it") from None
+        finally:
+            os.close(handle)
+
+
+class Journal:
+    """A file of JSON lines that can be cut back to an earlier state. NaN is written as null."""
+
+    def __init__(self, path: Path, size: int = 0):
+        """Opens `path`, keeping its first `size` bytes."""
+        self._file = open(path, "ab")  # noqa: SIM115  # it lives as long as this object
+        self._file.truncate(min(size, path.stat().st_size))
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(without_nan(line)).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Make the lines durable -> size in bytes."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with None for numbers that JSON cannot say."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,0 +1,84 @@
+"""One training step: slices of a batch through the model on worker threads, one update of every parameter.
+
+The batch is cut into slices of a fixed size. Each runs its whole forward and backward on one thread, with one-thread BLAS; losses and
+gradients are summed in slice order. So the result has the same bits for any number of threads. A slice draws its
+randomness from (seed, step, slice), so a step is a function of the parameters, the batch and its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tesserec.autograd.losses import bce_with_logits
+from tesserec.autograd.module import Module
+from tesserec.autograd.optim import clip_grad_norm, clip_grad_value
+from tesserec.autograd.random import random_stream
+from tesserec.autograd.tensor import Tensor, accumulate, gradients
+from tesserec.autograd.workers import parallel_map
+from tesserec.dataio.batch import Batch
+
+Gradients = dict[Tensor, Any]
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says at which step and what to try."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOptions:
+    """What a step needs to know beside the model. label: column of `Batch.labels`."""
+
+    seed: int
+    slice_size: int = 512
+    label: int = 0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+
+def slices(batch: Batch, size: int) -> list[Batch]:
+    """The batch in pieces of `size` samples, the last one shorter where it must be."""
+    if batch.batch_size <= size:
+        return [batch]
+    return [batch.select(lo, min(lo + size, batch.batch_size)) for lo in range(0, batch.batch_size, size)]
+
+
+def loss_and_gradients(
+    model: Module, batch: Batch, step: int, options: StepOptions
+) -> tuple[float, Gradients]:
+    """(mean loss of the batch, its gradient by parameter); no parameter is touched.
+
+    The mean is weighted where the batch has weights. A model that couples samples gets the batch as one slice.
+    """
+    size = batch.batch_size if model.needs_whole_batch else options.slice_size
+    total = float(batch.batch_size if batch.weights is None else batch.weights.sum(dtype=np.float64))
+    if not total > 0:
+        raise TrainingError(
+            f"step {step}: the sample weights of the batch sum to {total}, wanted more than 0"
+        )
+
+    def work(item: tuple[int, Batch]) -> tuple[float, Gradients]:
+        index, part = item
+        with random_stream(np.random.default_rng([options.seed, step, index])):
+            logits = model(part.dense, part.sparse)
+        labels = part.labels[:, options.label]
+        loss = bce_with_logits(logits, labels, part.weights, reduction="sum")
+        return loss.item(), gradients(loss, np.float32(1 / total))
+
+    parts = parallel_map(work, list(enumerate(slices(batch, size))))
+    return sum(loss for loss, _ in parts) / total, _summed([grads for _, grads in parts])
+
+
+def apply_gradients(grads: Gradients, optimizers: Sequence[Any], options: StepOptions) -> None:
+    """Clip, then let each optimizer take its step."""
+    accumulate(grads)
+    if options.clip_value is not None:
+        clip_grad_value(list(grads), options.clip_value)
+    if options.clip_norm is not None:
+        clip_grad_norm(list(grads), options.clip_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
