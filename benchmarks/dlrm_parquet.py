@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -87,28 +88,32 @@ def ours(folder: Path, rows: int, dim: int, batch_size: int) -> Callable[[int], 
     return run
 
 
+@contextmanager
 def torch_peer(
     python: str, folder: Path, dim: int, batch_size: int
-) -> Callable[[int], dict[str, float]]:
-    """The same of the peer, in its own environment."""
+) -> Iterator[Callable[[int], dict[str, float]]]:
+    """The same of the peer, in its own environment, while inside."""
     script = Path(__file__).parent / "peers" / "dlrm_torch.py"
     command = [python, str(script), str(folder / "train.parquet"), "--tables", json.dumps(KAGGLE)]
     command += ["--dim", str(dim), "--batch-size", str(batch_size), "--lr", str(LR)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None and process.stdout is not None
-    stdin, stdout = process.stdin, process.stdout
-    print(stdout.readline(), end="")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+        print(stdout.readline(), end="")
 
-    def run(steps: int) -> dict[str, float]:
-        print(f"run {steps}", file=stdin, flush=True)
-        answer: dict[str, float] = json.loads(stdout.readline())
-        return answer
+        def run(steps: int) -> dict[str, float]:
+            print(f"run {steps}", file=stdin, flush=True)
+            answer: dict[str, float] = json.loads(stdout.readline())
+            return answer
 
-    return run
+        yield run
+        stdin.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dims", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--batch-size", type=int, default=2048)
@@ -120,15 +125,17 @@ def main() -> None:
         folder = Path(name)
         write_data(folder / "train.parquet", args.rows)
         for dim in args.dims:
-            sides = {"tesserec": ours(folder, args.rows, dim, args.batch_size)}
-            if args.peer_python:
-                sides["torch"] = torch_peer(args.peer_python, folder, dim, args.batch_size)
-            for run in sides.values():
-                run(10)
-            turns = {side: [run(args.steps) for run in (sides[side],)] for side in sides}
-            for _ in range(args.turns - 1):
-                for side, run in sides.items():
-                    turns[side].append(run(args.steps))
+            with ExitStack() as stack:
+                sides = {"tesserec": ours(folder, args.rows, dim, args.batch_size)}
+                if args.peer_python:
+                    peer = torch_peer(args.peer_python, folder, dim, args.batch_size)
+                    sides["torch"] = stack.enter_context(peer)
+                for run in sides.values():  # compile, touch the tables, fill the pipeline
+                    run(10)
+                turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+                for _ in range(args.turns):
+                    for side, run in sides.items():
+                        turns[side].append(run(args.steps))
             print(json.dumps(summary(turns, dim, args.steps * args.batch_size)), flush=True)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from tesserec.autograd import ops
-from tesserec.autograd.layers import MLP, Linear
+from tesserec.autograd.layers import Linear
 from tesserec.autograd.module import Module
 from tesserec.autograd.tensor import Tensor
 from tesserec.embeddings.jagged import KeyedJaggedTensor
 from tesserec.models.features import Features
-from tesserec.models.interactions import Cross, CrossNetwork, Dense, FlatInput
+from tesserec.models.interactions import Cross, CrossNetwork, Dense, FlatInput, hidden_layers
 
 
 class DCN(Module):
@@ -34,9 +34,7 @@ class DCN(Module):
         self.inputs = FlatInput(features, embedding_dim, seed=seed)
         width = self.inputs.width
         self.cross = CrossNetwork([Cross(width, rng=rng) for _ in range(cross_layers)])
-        self.deep = MLP(
-            (width, *hidden), rng=rng, dropout=dropout, batch_norm=batch_norm, output_activation="relu"
-        )
+        self.deep = hidden_layers(width, hidden, rng=rng, dropout=dropout, batch_norm=batch_norm)
         self.output = Linear(width + (width, *hidden)[-1], 1, rng=rng)
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:

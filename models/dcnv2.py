@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 
 from tesserec.autograd import ops
-from tesserec.autograd.layers import MLP, Linear
+from tesserec.autograd.layers import Linear
 from tesserec.autograd.module import Module
 from tesserec.autograd.tensor import Tensor
 from tesserec.embeddings.jagged import KeyedJaggedTensor
 from tesserec.models.features import Features
-from tesserec.models.interactions import Dense, FlatInput, LowRank, cross_network_v2
+from tesserec.models.interactions import Dense, FlatInput, LowRank, cross_network_v2, hidden_layers
 
 
 class DCNv2(Module):
@@ -39,7 +39,7 @@ class DCNv2(Module):
         self.inputs = FlatInput(features, embedding_dim, seed=seed)
         width = self.inputs.width
         self.cross = cross_network_v2(width, cross_layers, low_rank, rng=rng)
-        self.deep = MLP((width, *hidden), rng=rng, dropout=dropout, output_activation="relu")
+        self.deep = hidden_layers(width, hidden, rng=rng, dropout=dropout)
         last = (width, *hidden)[-1]
         self.output = Linear(last if structure == "stacked" else width + last, 1, rng=rng)
 

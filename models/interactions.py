@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tesserec.autograd import ops
 from tesserec.autograd.layers import MLP, Linear
-from tesserec.autograd.module import Module
+from tesserec.autograd.module import Module, Sequential
 from tesserec.autograd.tensor import Tensor
 from tesserec.embeddings.collection import EmbeddingBagCollection
 from tesserec.embeddings.config import Constant
@@ -178,6 +178,21 @@ class CrossNetwork(Module):
         for layer in self.layers:
             x = layer(x0, x)
         return x
+
+
+def hidden_layers(
+    width: int,
+    hidden: Sequence[int],
+    *,
+    rng: np.random.Generator,
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+) -> Module:
+    """An MLP whose every layer is a hidden one: (B, width) -> (B, hidden[-1]); x itself without any."""
+    if not hidden:
+        return Sequential()
+    sizes = (width, *hidden)
+    return MLP(sizes, rng=rng, dropout=dropout, batch_norm=batch_norm, output_activation="relu")
 
 
 def cross_network_v2(

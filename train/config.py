@@ -9,9 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from tesserec.dataio.config import ConfigError, StrictModel, did_you_mean
 
@@ -29,6 +29,12 @@ class Named(StrictModel):
         return dict(self.model_extra or {})
 
 
+class ModelSection(Named):
+    """A model and its options. pooling: how several ids of one feature become one vector."""
+
+    pooling: Literal["mean", "sum"] = "mean"
+
+
 class DataSection(StrictModel):
     """Which prepared data set, which of its splits and labels, and how it is cut into batches."""
 
@@ -36,7 +42,7 @@ class DataSection(StrictModel):
     batch_size: PositiveInt = 2048
     shuffle: bool = True
     train: str = "train"
-    valid: str = "valid"
+    valid: str | None = "valid"  # null: never validate
     label: str | None = None  # may be left out when the data set has one
 
 
@@ -53,13 +59,20 @@ class OptimizerPair(StrictModel):
     rows: OptimizerSection = OptimizerSection(name="rowwise_adagrad", lr=0.02)
 
 
-class PlateauSection(StrictModel):
-    """Multiply the learning rate by `factor` after more than `patience` validations without progress."""
+class ScheduleSection(Named):
+    """A factor of every learning rate by step; it rises linearly over the first `warmup` steps."""
 
-    factor: float = Field(0.1, gt=0, lt=1)
+    name: str = "constant"
+    warmup: NonNegativeInt = 0
+
+
+class PlateauSection(StrictModel):
+    """Multiply the learning rate by `gamma` after more than `patience` validations without progress."""
+
+    gamma: float = Field(0.1, gt=0, lt=1)
     patience: NonNegativeInt = 1
-    min_delta: NonNegativeFloat = 0.0
-    min_factor: NonNegativeFloat = 0.0
+    threshold: NonNegativeFloat = 0.0
+    floor: NonNegativeFloat = 0.0
 
 
 class StoppingSection(StrictModel):
@@ -102,12 +115,23 @@ class TrainConfig(StrictModel):
     """One training run."""
 
     data: DataSection
-    model: Named
+    model: ModelSection
     optimizer: OptimizerPair = OptimizerPair()
-    schedule: Named = Named(name="constant")
+    schedule: ScheduleSection = ScheduleSection()
     plateau: PlateauSection | None = None
     train: TrainSection = TrainSection()
     output: Path | None = None  # the run folder; null: runs/<name of the config file>
+
+    @model_validator(mode="after")
+    def _validation_is_there(self) -> Self:
+        if self.data.valid is None and (self.train.early_stopping or self.plateau):
+            raise ValueError("early_stopping and plateau need a validation split, but data.valid is null")
+        return self
+
+    def anchored(self, output: Path) -> TrainConfig:
+        """The same with absolute paths, and with `output` as the run folder where none is named."""
+        data = self.data.model_copy(update={"path": self.data.path.resolve()})
+        return self.model_copy(update={"data": data, "output": (self.output or output).resolve()})
 
 
 # what may differ between a run and its continuation: none of it changes what a step computes

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from tesserec.autograd.workers import num_threads
 from tesserec.dataio.atomic import atomic_file
-from tesserec.train.run import read_journal, without_nan
+from tesserec.embeddings.pool import Pool
+from tesserec.train.loop import Trainer
+from tesserec.train.run import read_journal
 
 INK, MUTED, BLUE, ORANGE = "#1f2933", "#7b8794", "#2f6fde", "#e8702a"
 TITLES = {
@@ -109,20 +112,48 @@ def _smooth(values: Any, share: float = 0.05) -> Any:
     return (total[high] - total[low]) / (high - low)
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write report.json and report.md into the run folder."""
-    with atomic_file(folder / "report.json") as path:
+def write_outcome(trainer: Trainer) -> dict[str, Any]:
+    """Draw the curve and write report.json and report.md of the run, as far as it is -> the report."""
+    run, config, report = trainer.run, trainer.config, outcome(trainer)
+    title = f"{report['model']} on {report['data']}"
+    write_curve(run.path / "curve.png", run.metrics, title=title, monitored=config.train.monitored)
+    with atomic_file(run.path / "report.json") as path:
         path.write_text(json.dumps(report, indent=2) + "\n")
-    with atomic_file(folder / "report.md") as path:
+    with atomic_file(run.path / "report.md") as path:
         path.write_text(_markdown(report))
+    return report
+
+
+def outcome(trainer: Trainer) -> dict[str, Any]:
+    """What a run came to, as JSON values."""
+    state, model = trainer.state, trainer.learner.model
+    sizes = {isinstance(p, Pool): 0 for p in model.parameters()}
+    for parameter in model.parameters():
+        sizes[isinstance(parameter, Pool)] += parameter.size
+    return {
+        "model": trainer.config.model.name,
+        "data": trainer.dataset.info.name,
+        "outcome": trainer.finished() or "stopped; it can be resumed",
+        "steps": state.step,
+        "epochs": state.step / trainer.batches_per_epoch,
+        "samples": state.samples,
+        "training_seconds": state.seconds,
+        "samples_per_second": state.samples / state.seconds if state.seconds else None,
+        "dense_parameters": sizes.get(False, 0),
+        "embedding_parameters": sizes.get(True, 0),
+        "threads": num_threads(),
+        "monitored": trainer.settings.monitored,
+        "best_validation": state.best,
+        "run": str(trainer.run.path),
+    }
 
 
 def _markdown(report: Mapping[str, Any]) -> str:
-    facts = [("", "")] + [(k.replace("_", " "), _shown(v)) for k, v in report.items() if k not in _TABLES]
+    facts = [("", "")] + [(k.replace("_", " "), shown(v)) for k, v in report.items() if k not in _TABLES]
     parts = [f"# {report['model']} on {report['data']}", _table(facts)]
     for name in _TABLES:
         if report.get(name):
-            rows = [(TITLES.get(k, k), _shown(v)) for k, v in report[name].items()]
+            rows = [(TITLES.get(k, k), shown(v)) for k, v in report[name].items() if k not in ("kind", "best")]
             parts += [f"## {name.replace('_', ' ').capitalize()}", _table([("", "")] + rows)]
     return "\n\n".join([*parts, "![learning curve](curve.png)"]) + "\n"
 
@@ -135,10 +166,8 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join([head, "|---|---:|", *body])
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A number as people read it."""
     if value is None:
         return "–"
     return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-__all__ = ["TITLES", "without_nan", "write_curve", "write_report"]

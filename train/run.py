@@ -24,11 +24,11 @@ from typing import Any
 
 import yaml
 
-from tesserec.dataio.atomic import atomic_folder
+from tesserec.dataio.atomic import atomic_file, atomic_folder
 from tesserec.dataio.config import read_config
-from tesserec.dataio.dataset import Dataset, DatasetInfo, write_dataset_info
+from tesserec.dataio.dataset import Dataset, DatasetInfo, read_dataset_info, write_dataset_info
 from tesserec.train.checkpoint import Checkpoint, CheckpointError, checkpoint_folder, checkpoint_steps
-from tesserec.train.config import TrainConfig
+from tesserec.train.config import TrainConfig, differences
 
 
 class RunError(ValueError):
@@ -48,11 +48,10 @@ class RunFolder:
     def create(cls, path: Path, config: TrainConfig, dataset: Dataset) -> RunFolder:
         """A new run folder at `path`, in place of anything that stood there."""
         with atomic_folder(path) as folder:
-            (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            (folder / "config.yaml").write_text(_yaml(config))
             write_dataset_info(folder, dataset.info)
-            encoder = dataset.path / "encoder"
-            if encoder.is_dir():
-                shutil.copytree(encoder, folder / "encoder")
+            if dataset.encoder_path.is_dir():
+                shutil.copytree(dataset.encoder_path, folder / "encoder")
             (folder / "checkpoints").mkdir()
         return cls(path)
 
@@ -69,7 +68,7 @@ class RunFolder:
 
     def dataset(self) -> DatasetInfo:
         """What the columns of the run's data set are."""
-        return Dataset.open(self.path).info
+        return read_dataset_info(self.path)
 
     def last(self) -> Checkpoint | None:
         """The newest checkpoint; None before the first."""
@@ -89,6 +88,18 @@ class RunFolder:
             raise CheckpointError(f"{self.checkpoints}: no checkpoint yet; train on with --resume")
         return found
 
+    def continue_with(self, config: TrainConfig, dataset: Dataset) -> None:
+        """Take over what may change in a configuration; RunError for what may not."""
+        changes = differences(self.config(), config)
+        if changes:
+            raise RunError(
+                f"{self.path}: cannot continue with another configuration:\n  " + "\n  ".join(changes)
+            )
+        if self.dataset() != dataset.info:
+            raise RunError(f"{self.path}: {dataset.path} is not the data set this run was started with")
+        with atomic_file(self.path / "config.yaml") as file:
+            file.write_text(_yaml(config))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """While inside, no other process trains here; RunError if one does."""
@@ -100,6 +111,32 @@ class RunFolder:
             raise RunError(f"{self.path}: another process is training here; wait for it or stop it") from None
         finally:
             os.close(handle)
+
+
+def open_run(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
+    """The run folder `config.output`, new or, with `resume`, the one that is there. RunError says what is in the way."""
+    path, dataset = config.output, Dataset.open(config.data.path)
+    if path is None:
+        raise RunError("key output: name the run folder")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return RunFolder.create(path, config, dataset)
+    run = RunFolder.open(path)  # never overwrites a folder that is not a run
+    with run.locked():
+        if overwrite:
+            return RunFolder.create(path, config, dataset)
+        if not resume:
+            raise RunError(f"{path}: {_standing(run)}; --resume continues it, --overwrite starts anew")
+        run.continue_with(config, dataset)
+    return run
+
+
+def _standing(run: RunFolder) -> str:
+    """How far a run is, in words."""
+    last = run.last()
+    if last is None:
+        return "a run was started here"
+    state = last.state()
+    return f"a run is finished here ({state['finished']})" if state["finished"] else f"a run stands here at step {state['step']}"
 
 
 class Journal:
@@ -131,3 +168,8 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with None for numbers that JSON cannot say."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def _yaml(config: TrainConfig) -> str:
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text

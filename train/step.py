@@ -7,6 +7,7 @@ randomness from (seed, step, slice), so a step is a function of the parameters, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,33 @@ def loss_and_gradients(
 
     parts = parallel_map(work, list(enumerate(slices(batch, size))))
     return sum(loss for loss, _ in parts) / total, _summed([grads for _, grads in parts])
+
+
+def _summed(parts: Sequence[Gradients]) -> Gradients:
+    """Sum of the slices' gradients, in slice order. Adds into the arrays of the first, which are ours."""
+    total = dict(parts[0])
+    for grads in parts[1:]:
+        for leaf, grad in grads.items():
+            if leaf not in total:
+                total[leaf] = grad
+            elif isinstance(grad, np.ndarray):
+                total[leaf] += grad
+            else:
+                total[leaf] = total[leaf] + grad
+    return total
+
+
+def check_finite(loss: float, grads: Gradients, step: int) -> None:
+    """TrainingError unless the loss and every dense gradient are finite."""
+    bad = "loss" if not math.isfinite(loss) else ""
+    for grad in grads.values():
+        if isinstance(grad, np.ndarray) and not math.isfinite(grad.sum()):
+            bad = bad or "gradient"
+    if bad:
+        raise TrainingError(
+            f"step {step}: the {bad} is not finite (loss {loss}); nothing was updated. "
+            "Lower the learning rates, set train.clip_norm, or look for extreme values in the dense columns"
+        )
 
 
 def apply_gradients(grads: Gradients, optimizers: Sequence[Any], options: StepOptions) -> None:

@@ -1,7 +1,7 @@
 """XXH64 of every string of an Arrow column, or of every integer's eight bytes, read in place.
 
-XXH64 (Yann Collet, "xxHash fast digest algorithm", version 0.1.1) is written down here because fitted encoders depend
-on it for ever: the same text must find the same row years later.
+XXH64 (Yann Collet, "xxHash fast digest algorithm", version 0.1.1) is written down here because fitted
+encoders depend on it for ever: the same text must find the same row years later.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _stripes(data, at, stop, seed):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def hash_strings(data, offsets, seed, out):
-    """out[i] = XXH64(data[offsets[i]:offsets[i+1]]). data: (bytes,) u1; offsets: (n+1,) i4 or i8; out: (n,) u8."""
+    """out[i] = XXH64(data[offsets[i]:offsets[i+1]]). data: u1; offsets: (n+1,) i4 or i8; out: (n,) u8."""
     for i in range(out.shape[0]):
         at, stop = np.int64(offsets[i]), np.int64(offsets[i + 1])
         size = stop - at

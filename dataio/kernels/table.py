@@ -1,7 +1,7 @@
 """An open-addressing table: 64-bit key → non-zero 32-bit value. A slot whose value is 0 is free.
 
-Linear probing from a slot that is proportional to the mixed key, so that any capacity will do and growth can be
-gentle. `used` and `limit` count filled slots: a kernel that would pass `limit` stops and says how far it came.
+Linear probing from a slot that is proportional to the mixed key, so that any capacity will do and growth can
+be gentle. `used` and `limit` count filled slots: a kernel that would pass `limit` stops and says where.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ def _slot(slot_keys, slot_values, key):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def count(keys, slot_keys, slot_values, used, limit):
-    """Add 1 to the value of every key → (keys taken, slots used). Values stop at 2³² - 1."""
-    for i in range(keys.shape[0]):
+def count(keys, start, slot_keys, slot_values, used, limit, new):
+    """Add 1 to the value of keys[start:] → (where it stopped, slots used). Values stop at 2³² - 1.
+
+    new[0], new[1], …: where the keys stand that were put in.
+    """
+    before = used
+    for i in range(start, keys.shape[0]):
         at = _slot(slot_keys, slot_values, keys[i])
         if slot_values[at] == 0:
             if used == limit:
                 return i, used
             slot_keys[at] = keys[i]
+            new[used - before] = i
             used += 1
         if slot_values[at] != 0xFFFFFFFF:
             slot_values[at] += np.uint32(1)
@@ -38,13 +43,15 @@ def count(keys, slot_keys, slot_values, used, limit):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def number(keys, slot_keys, slot_values, used, limit):
-    """Give every new key the next number, from 1 → (keys taken, slots used)."""
-    for i in range(keys.shape[0]):
+def number(keys, start, slot_keys, slot_values, used, limit, new):
+    """Number every new key of keys[start:] from 1 → (where it stopped, slots used); `new` as above."""
+    before = used
+    for i in range(start, keys.shape[0]):
         at = _slot(slot_keys, slot_values, keys[i])
         if slot_values[at] == 0:
             if used == limit:
                 return i, used
+            new[used - before] = i
             used += 1
             slot_keys[at] = keys[i]
             slot_values[at] = used
@@ -69,12 +76,16 @@ def find(keys, slot_keys, slot_values, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def first_seen(ids, seen, rows):
-    """rows[:n] = where each id above 0 is met for the first time, marked in `seen` → n. seen: (max id + 1,) u1."""
-    found = 0
-    for i in range(ids.shape[0]):
-        if ids[i] > 0 and seen[ids[i]] == 0:
-            seen[ids[i]] = 1
-            rows[found] = i
-            found += 1
-    return found
+def keep_last_two(groups, times, rows, last, before, count):
+    """Keep, per group, the rows of the two latest times; of equal times the later row counts as later.
+
+    groups: (n,) from 1. last, before: (G, 2) f8 as (time, row), starting at -inf. count: (G,) rows seen.
+    """
+    for i in range(groups.shape[0]):
+        g = groups[i] - 1
+        count[g] += 1
+        if times[i] >= last[g, 0]:
+            before[g, 0], before[g, 1] = last[g, 0], last[g, 1]
+            last[g, 0], last[g, 1] = times[i], rows[i]
+        elif times[i] >= before[g, 0]:
+            before[g, 0], before[g, 1] = times[i], rows[i]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 console = Console(stderr=True)  # people read stderr; stdout carries results, so that `--json | jq` works
 out = Console(highlight=False)
@@ -24,6 +26,19 @@ def fail(message: str) -> NoReturn:
     """Print `message` as an error and leave with status 2."""
     console.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
     raise SystemExit(2)
+
+
+def metric_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Metrics as rows, what was measured as columns."""
+    from tesserec.train.report import TITLES, shown
+
+    table = Table("", *(_plain(name) for name in found), box=SIMPLE_HEAD)
+    for key, title in TITLES.items():
+        if any(key in metrics for metrics in found.values()):
+            table.add_row(title, *(shown(metrics.get(key)) for metrics in found.values()))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
 
 
 def _plain(text: str) -> str:
@@ -47,7 +62,7 @@ def progress_bar(description: str, total: float | None, unit: str = "rows") -> I
     with Progress(*columns, console=console, transient=False) as progress:
         task = progress.add_task(description, total=total, note="")
 
-        def update(done: float, note: str = "", total: float | None = None) -> None:
+        def update(done: float | None, note: str = "", total: float | None = None) -> None:
             progress.update(task, completed=done, note=note, **({} if total is None else {"total": total}))
 
         yield update

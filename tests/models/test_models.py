@@ -18,7 +18,6 @@ from tesserec.embeddings.jagged import KeyedJaggedTensor
 from tesserec.embeddings.pool import Pool
 from tesserec.embeddings.row_optim import RowAdagrad
 from tesserec.models import Features, ModelError, build_model, model_names
-from tests import naive
 
 SIZES = {"user": 7, "item": 11, "genres": 5}
 B = 9
@@ -196,13 +195,24 @@ def test_features_without_ids_are_refused() -> None:
         Features(3, {})
 
 
+def bag(sparse: KeyedJaggedTensor, key: str, b: int) -> npt.NDArray[np.int64]:
+    """The ids of one key in one sample."""
+    start = sparse.keys.index(key) * B + b
+    return np.asarray(sparse.values[sparse.offsets[start] : sparse.offsets[start + 1]])
+
+
+def naive_pairs(v: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Dot products of all pairs of rows, (0, 1), (0, 2), … first."""
+    return np.array([v[i] @ v[j] for i in range(len(v)) for j in range(i + 1, len(v))])
+
+
 def vectors(model: Module, dense: Any, sparse: KeyedJaggedTensor, pool: str) -> Iterator[npt.NDArray[Any]]:
     """Each sample's field vectors, bag by bag from the tables' rows: (F, D), or (F + num_dense, D) for FM."""
     state = model.state_dict()
     for b in range(B):
         fields = []
         for key in SIZES:
-            ids = naive.bag(sparse, key, b)
+            ids = bag(sparse, key, b)
             table = state[f"{pool}.sparse.{key}"]
             fields.append(table[ids].mean(axis=0) if len(ids) else np.zeros(table.shape[1]))
         if f"{pool}.dense" in state:
@@ -232,7 +242,7 @@ def test_fm_is_the_double_sum_over_pairs() -> None:
     def oracle(model: Module, dense: Any, sparse: KeyedJaggedTensor) -> Iterator[float]:
         linear = vectors(model, dense, sparse, "first_order")
         for w, v in zip(linear, vectors(model, dense, sparse, "fields"), strict=True):
-            pairs = naive.pairs(v)
+            pairs = naive_pairs(v)
             yield w.sum() + model.state_dict()["first_order.bias"].item() + pairs.sum()
 
     check(build("fm", {"embedding_dim": 4}), oracle)
@@ -247,10 +257,10 @@ def test_dlrm_feeds_all_pairs_to_the_top(num_dense: int) -> None:
     if num_dense:
         bottom = model.inputs.bottom(dense).data
         joined = [
-            np.concatenate([z, naive.pairs(np.vstack([z, v]))]) for z, v in zip(bottom, rows, strict=True)
+            np.concatenate([z, naive_pairs(np.vstack([z, v]))]) for z, v in zip(bottom, rows, strict=True)
         ]
     else:
-        joined = [naive.pairs(v) for v in rows]
+        joined = [naive_pairs(v) for v in rows]
     wanted = model.top(np.stack(joined).astype(np.float32)).data[:, 0]
     np.testing.assert_allclose(model(dense, sparse).data, wanted, rtol=1e-3, atol=1e-4)
 

@@ -1,0 +1,93 @@
+"""Differentiable ops: each file holds functions that return a value and its pullbacks, side by side.
+
+`elementwise` works element by element and broadcasts, `reduce` folds axes, `shape` moves elements, `dense`
+holds the fused building blocks of ranking models. Positional arguments are differentiable (Tensors, arrays
+or numbers); keywords are not.
+"""
+
+from tesserec.autograd.ops.dense import (
+    batch_norm,
+    dropout,
+    factorization,
+    layer_norm,
+    linear,
+    linear_relu,
+    matmul,
+    pairwise_dot,
+)
+from tesserec.autograd.ops.elementwise import (
+    absolute,
+    add,
+    clip,
+    divide,
+    exp,
+    gelu,
+    log,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    relu,
+    sigmoid,
+    softplus,
+    sqrt,
+    subtract,
+    tanh,
+    where,
+)
+from tesserec.autograd.ops.reduce import log_softmax, logsumexp, max, mean, softmax, sum
+from tesserec.autograd.ops.shape import (
+    broadcast_to,
+    concat,
+    gather,
+    getitem,
+    reshape,
+    split,
+    stack,
+    transpose,
+)
+
+__all__ = [
+    "absolute",
+    "add",
+    "batch_norm",
+    "broadcast_to",
+    "clip",
+    "concat",
+    "divide",
+    "dropout",
+    "exp",
+    "factorization",
+    "gather",
+    "gelu",
+    "getitem",
+    "layer_norm",
+    "linear",
+    "linear_relu",
+    "log",
+    "log_softmax",
+    "logsumexp",
+    "matmul",
+    "max",
+    "maximum",
+    "mean",
+    "minimum",
+    "multiply",
+    "negative",
+    "pairwise_dot",
+    "power",
+    "relu",
+    "reshape",
+    "sigmoid",
+    "softmax",
+    "softplus",
+    "split",
+    "sqrt",
+    "stack",
+    "subtract",
+    "sum",
+    "tanh",
+    "transpose",
+    "where",
+]

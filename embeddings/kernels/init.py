@@ -1,0 +1,108 @@
+"""First values of tables: random numbers that are a function of (key, row, column), whoever draws them.
+
+Counter-based: the two numbers of columns 2c and 2c + 1 come from the 64 bits that SplitMix64 (Steele, Lea & Flood
+2014, section 5) gives as number row·2²⁴ + c of its stream `key`. All arithmetic is IEEE single precision written
+out here, so values are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tesserec.embeddings.kernels.jit import kernel
+
+ROW = np.uint64(1 << 24)  # numbers set apart for one row: widths up to 2²⁵
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+M1 = np.uint64(0xBF58476D1CE4E5B9)
+M2 = np.uint64(0x94D049BB133111EB)
+UNIT = np.float32(2.0**-24)
+LOW = np.uint64((1 << 24) - 1)
+LN2 = np.float32(0.6931471805599453)
+EIGHTH = np.uint64((1 << 22) - 1)
+SIGN, SWAP = np.uint64(1 << 22), np.uint64(1 << 23)
+EIGHTH_TURN = np.float32(np.pi / 4 / (1 << 21))
+F = np.float32
+
+
+@kernel
+def _bits(key, number):
+    """64 bits: number `number` of stream `key`."""
+    z = key + (number + np.uint64(1)) * GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * M1
+    z = (z ^ (z >> np.uint64(27))) * M2
+    return z ^ (z >> np.uint64(31))
+
+
+@kernel
+def fill_uniform(out, key, first_row, bound):
+    """out[r, d] uniform in [-bound, bound), for rows first_row + r. out: (n, D)."""
+    width = out.shape[1]
+    scale = np.float32(2.0) * UNIT * np.float32(bound)
+    for r in range(out.shape[0]):
+        row, base = out[np.uint64(r)], np.uint64(first_row + r) * ROW
+        for c in range(width // 2):
+            bits = _bits(key, base + np.uint64(c))
+            row[2 * c] = np.float32(np.int64(bits >> np.uint64(40)) - 8388608) * scale
+            row[2 * c + 1] = np.float32(np.int64(bits & LOW) - 8388608) * scale
+        if width % 2:
+            bits = _bits(key, base + np.uint64(width // 2))
+            row[width - 1] = np.float32(np.int64(bits >> np.uint64(40)) - 8388608) * scale
+
+
+@kernel
+def fill_normal(out, key, first_row, std):
+    """out[r, d] from N(0, std²), for rows first_row + r. out: (n, D). Box & Muller 1958.
+
+    The low 24 bits are an angle: 22 within an eighth of a turn to either side of an axis, 2 that choose the axis.
+    """
+    width = out.shape[1]
+    scale = np.float32(std)
+    for r in range(out.shape[0]):
+        row, base = out[np.uint64(r)], np.uint64(first_row + r) * ROW
+        for c in range((width + 1) // 2):
+            bits = _bits(key, base + np.uint64(c))
+            uniform = np.float32(np.int32(bits >> np.uint64(40)) + np.int32(1)) * UNIT
+            radius = np.sqrt(np.float32(-2.0) * _log(uniform)) * scale
+            angle = np.float32(np.int32(bits & EIGHTH) - np.int32(1 << 21)) * EIGHTH_TURN
+            square = angle * angle
+            near, off = radius * _cos(square), radius * angle * _sin_ratio(square)
+            if bits & SIGN:
+                near = -near
+            swap = (bits & SWAP) != np.uint64(0)
+            row[2 * c] = off if swap else near
+            if 2 * c + 1 < width:
+                row[2 * c + 1] = near if swap else off
+
+
+
+@kernel
+def _log(x):
+    """ln x of a normal float32 > 0, to 1e-7. Polynomial of Moshier's Cephes, logf."""
+    bits = F(x).view(np.int32) - np.int32(0x3F3504F3)  # √½: the mantissa m lies in [√½, √2)
+    exponent = bits >> np.int32(23)
+    m = ((bits & np.int32(0x7FFFFF)) + np.int32(0x3F3504F3)).view(np.float32) - F(1)
+    y = F(7.0376836292e-2) * m - F(1.1514610310e-1)
+    y = y * m + F(1.1676998740e-1)
+    y = y * m - F(1.2420140846e-1)
+    y = y * m + F(1.4249322787e-1)
+    y = y * m - F(1.6668057665e-1)
+    y = y * m + F(2.0000714765e-1)
+    y = y * m - F(2.4999993993e-1)
+    y = y * m + F(3.3333331174e-1)
+    return F(exponent) * LN2 + (m + m * m * (y * m - F(0.5)))
+
+
+@kernel
+def _cos(z):
+    """cos √z for z in [0, π²/16]. Cephes, cosf."""
+    y = F(2.443315711809948e-5) * z - F(1.388731625493765e-3)
+    y = y * z + F(4.166664568298827e-2)
+    return y * z * z - F(0.5) * z + F(1)
+
+
+@kernel
+def _sin_ratio(z):
+    """sin √z / √z for z in [0, π²/16]. Cephes, sinf."""
+    y = F(-1.9515295891e-4) * z + F(8.3321608736e-3)
+    y = y * z - F(1.6666654611e-1)
+    return y * z + F(1)

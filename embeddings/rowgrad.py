@@ -1,0 +1,147 @@
+"""RowGrad: the gradient of a pool, named by the rows that were touched, summed when it is first looked at.
+
+The pullback of a lookup only notes what it was given. Parts of several lookups (slices of a batch, several batches,
+several losses) are joined by `+`. Sorting and summing happen once, over all parts, when `rows` or `values` is
+asked for: see docs/decisions/0002.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tesserec.autograd.workers import parallel_map
+from tesserec.embeddings.kernels import coalesce as kernels
+from tesserec.embeddings.kernels.lookup import LANE
+from tesserec.embeddings.spans import even_spans, weighted_spans
+
+Rows = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+_LEAST = 4096  # entries or rows that are worth a task of their own
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What one lookup left. lanes: (S,) LANE whose `grad` is set; held: the arrays that lanes give addresses of."""
+
+    lanes: Array
+    held: tuple[Any, ...]
+
+
+class RowGrad:
+    """Gradient of a pool (R, D), zero outside `rows`. A value: nothing changes it.
+
+    rows:   (U,) int64, increasing.
+    values: (U, D), each the sum over all parts, first part first.
+    """
+
+    __array_ufunc__ = None  # array + RowGrad is ours to refuse
+
+    def __init__(self, bounds: Rows, width: int, dtype: np.dtype[Any], parts: Sequence[Part]):
+        """bounds: (T + 1,) first row of each table of the pool, and R. width, dtype: those of the pool."""
+        self.bounds, self.width, self.dtype, self.parts = bounds, width, dtype, tuple(parts)
+
+    @classmethod
+    def from_rows(cls, bounds: Rows, rows: Rows, values: Array) -> RowGrad:
+        """The gradient that has `values` (U, D) at `rows` (U,), increasing."""
+        cuts = np.searchsorted(rows, bounds)
+        ids, offsets = rows - np.repeat(bounds[:-1], np.diff(cuts)), np.arange(len(rows) + 1)
+        lanes = np.zeros(len(bounds) - 1, LANE)
+        lanes["table"] = np.arange(len(lanes))
+        lanes["first_row"], lanes["num_rows"] = bounds[:-1], np.diff(bounds)
+        lanes["ids"], lanes["offsets"] = ids.ctypes.data, offsets.ctypes.data + 8 * cuts[:-1]
+        lanes["bags"] = lanes["count"] = np.diff(cuts)
+        lanes["grad"] = values.ctypes.data + values.strides[0] * cuts[:-1]
+        lanes["stride"] = values.shape[1]
+        part = Part(lanes, (ids, offsets, values))
+        return cls(bounds, values.shape[1], values.dtype, [part])
+
+    def __add__(self, other: Any) -> RowGrad:
+        """Both gradients' parts, in this order."""
+        if not isinstance(other, RowGrad) or other.bounds is not self.bounds:
+            raise TypeError(
+                "a pool's gradient is a RowGrad of the rows that were looked up, and adds only to another of that pool: "
+                "use a pool through its collection; for L2 regularization, give the row optimizer weight_decay"
+            )
+        return RowGrad(self.bounds, self.width, self.dtype, self.parts + other.parts)
+
+    __radd__ = __add__
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, D), that of the pool."""
+        return int(self.bounds[-1]), self.width
+
+    @property
+    def rows(self) -> Rows:
+        return self._sum[0]
+
+    @property
+    def values(self) -> Array:
+        return self._sum[1]
+
+    @cached_property
+    def _sum(self) -> tuple[Rows, Array]:
+        return _coalesce(_ordered(self.parts), self.width, self.dtype)
+
+    def sum_of_squares(self) -> float:
+        """Σ values², in double precision."""
+        return float(np.square(self.values, dtype=np.float64).sum())
+
+    def scale(self, factor: float) -> RowGrad:
+        """This gradient times `factor`."""
+        return self.from_rows(self.bounds, self.rows, self.values * self.dtype.type(factor))
+
+    def clip(self, lo: float, hi: float) -> RowGrad:
+        """Every element of the summed values moved into [lo, hi]."""
+        return self.from_rows(self.bounds, self.rows, self.values.clip(lo, hi))
+
+    def to_dense(self) -> Array:
+        """(R, D) array; for tests and small tables."""
+        dense = np.zeros(self.shape, self.dtype)
+        dense[self.rows] = self.values
+        return dense
+
+    def __repr__(self) -> str:
+        ids = sum(int(part.lanes["count"].sum()) for part in self.parts)
+        return f"RowGrad(shape={self.shape}, {ids} ids in {len(self.parts)} parts)"
+
+
+def _ordered(parts: Sequence[Part]) -> Array:
+    """All lanes, by table, then by column, then by part: slicing a batch does not change the order of its ids."""
+    lanes = np.concatenate([part.lanes for part in parts])
+    return lanes[np.lexsort((lanes["column"], lanes["table"]))]
+
+
+def _coalesce(lanes: Array, width: int, dtype: np.dtype[Any]) -> tuple[Rows, Array]:
+    """(rows, values) of the ordered lanes."""
+    ends = np.cumsum(lanes["count"])
+    lanes["start"] = ends - lanes["count"]
+    n = int(ends[-1])
+    if n >= 2**32:
+        raise ValueError(f"a RowGrad of {n} ids: wanted fewer than 2³²; step more often")
+    keys, entries = np.empty((2, n), np.uint32), np.empty((2, n), np.uint32)
+    grads, scales = np.empty(n, np.int64), np.empty(n, dtype)
+    runs, run_rows = np.empty(n, np.int64), np.empty(n, np.int64)
+
+    def sort(span: tuple[int, int]) -> None:
+        kernels.sort_lanes(lanes, *span, keys, entries, grads, scales, runs, run_rows)
+
+    first = np.flatnonzero(np.diff(lanes["table"], prepend=-1))  # first lane of each table
+    bounds = np.append(first, len(lanes))
+    parallel_map(sort, [(bounds[a], bounds[b]) for a, b in weighted_spans(ends[bounds[1:] - 1], _LEAST)])
+    bounds_of_runs, rows = np.empty(n + 1, np.int64), np.empty(n, np.int64)
+    rows = rows[: kernels.compact_runs(runs, run_rows, bounds_of_runs, rows)]
+    values = np.empty((len(rows), width), dtype)
+
+    def add_up(span: tuple[int, int]) -> None:
+        kernels.sum_runs(entries[0], grads, scales, bounds_of_runs, *span, values)
+
+    parallel_map(add_up, even_spans(len(rows), _LEAST))
+    return rows, values

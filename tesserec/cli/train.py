@@ -1,0 +1,122 @@
+"""`tesserec train`."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tesserec.cli.console import console, out, progress_bar
+
+if TYPE_CHECKING:
+    from tesserec.train.loop import State
+
+SHOWN = ("auc", "auc_histogram", "gauc", "log_loss", "ne", "calibration")
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="What to train: a YAML or TOML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as train.epochs=3; repeatable."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run that is there.")] = False,
+) -> None:
+    """Train a ranking model on a prepared data set.
+
+    Ctrl-C finishes the step, saves, and says how to go on. The run folder holds all that `tesserec evaluate` and
+    `tesserec predict` need.
+    """
+    from tesserec.dataio.config import read_config
+    from tesserec.train.config import TrainConfig
+    from tesserec.train.loop import Interrupted, Trainer, Watcher
+    from tesserec.train.report import write_outcome
+    from tesserec.train.run import open_run
+
+    settings = read_config(config, TrainConfig, overrides or ()).anchored(Path("runs") / config.stem)
+    run = open_run(settings, resume=resume, overwrite=overwrite)
+    with _noting_signals() as signals, progress_bar("train", None, "steps") as update:
+        bar = _Bar(update)
+        watcher = Watcher(stepped=bar.stepped, validating=bar.validating, validated=bar.validated)
+        trainer = Trainer(run, settings, watcher=watcher, should_stop=lambda: bool(signals))
+        with suppress(Interrupted):
+            trainer.fit()
+    report = write_outcome(trainer)
+    if signals:
+        console.print(
+            f"Stopped and saved at step {report['steps']:,}. To go on, add --resume to the same command."
+        )
+        raise SystemExit(128 + signals[0])
+    _show(report)
+
+
+class _Bar:
+    """Training as a progress bar; at most five updates a second."""
+
+    def __init__(self, update: Callable[..., None]):
+        self.update = update
+        self.loss: float | None = None  # a moving mean
+        self.speed: float | None = None
+        self.shown = (time.monotonic(), 0)  # when, and how many samples were seen
+
+    def stepped(self, state: State, loss: float, total: int) -> None:
+        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        seconds, samples = time.monotonic() - self.shown[0], state.samples - self.shown[1]
+        if seconds < 0.2 and state.step < total:
+            return
+        if self.shown[1]:
+            speed = samples / seconds
+            self.speed = speed if self.speed is None else 0.9 * self.speed + 0.1 * speed
+        self.shown = (time.monotonic(), state.samples)
+        speed_note = f" · {self.speed:,.0f} samples/s" if self.speed else ""
+        self.update(state.step, f"loss {self.loss:.4f}{speed_note}", total)
+
+    def validating(self, rows: int) -> None:
+        if time.monotonic() - self.shown[0] >= 0.2:
+            self.update(None, f"validating · {rows:,} rows")
+            self.shown = (time.monotonic(), 0)
+
+    def validated(self, line: dict[str, Any]) -> None:
+        from tesserec.train.report import TITLES
+
+        values = " · ".join(f"{TITLES[name]} {line[name]:.5f}" for name in SHOWN if name in line)
+        console.print(f"step {line['step']:,}: {values}{' · best' if line['best'] else ''}", highlight=False)
+        self.shown = (time.monotonic(), 0)
+
+
+@contextmanager
+def _noting_signals() -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM inside is only noted, in the list that this yields; a second leaves at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen:
+            raise SystemExit(128 + number)
+        seen.append(number)
+        console.print("Finishing the step and saving. Once more to leave at once, without.")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show(report: dict[str, Any]) -> None:
+    """The outcome as a table, and where things are."""
+    from tesserec.train.report import shown
+
+    best = report["best_validation"] or {}
+    console.print(f"[bold]{report['outcome']}[/]: {report['samples']:,} samples in {report['training_seconds']:.1f} s"
+                  f" ({report['samples_per_second'] or 0:,.0f} a second), {report['threads']} threads")
+    if best:
+        out.print(metric_table({f"validation, step {best['step']:,}": best}))
+    console.print(f"report, learning curve and checkpoints are in {report['run']}", soft_wrap=True)

@@ -1,0 +1,282 @@
+"""The training loop: epochs, validation, early stopping, checkpoints, and stopping and resuming without a trace.
+
+All that the loop remembers is a `State` of numbers. With the arrays of the `Learner` it is the whole truth: a run
+that continues from a checkpoint computes the same bits as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tesserec.dataio.batch import Batch
+from tesserec.dataio.config import ConfigError
+from tesserec.dataio.dataset import DataError, Dataset
+from tesserec.dataio.stream import num_batches, read_batches
+from tesserec.train.checkpoint import (
+    checkpoint_folder,
+    checkpoint_steps,
+    remove_checkpoint,
+    remove_temporaries,
+    save_checkpoint,
+)
+from tesserec.train.config import TrainConfig
+from tesserec.train.evaluate import evaluate_split
+from tesserec.train.learner import Learner
+from tesserec.train.run import Journal, RunFolder, without_nan
+from tesserec.train.step import TrainingError
+
+
+class Interrupted(Exception):
+    """The loop was asked to stop, and has saved."""
+
+
+@dataclass
+class State:
+    """Where a training run stands. `epoch` and `batch` are the position of the next batch."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    samples: int = 0
+    seconds: float = 0.0  # in steps, with waiting for their data
+    loss_sum: float = 0.0  # of the steps since the last logged line
+    loss_steps: int = 0
+    validated: int = 0  # step of the last validation
+    best: dict[str, Any] | None = None  # metrics of the best validation, with its step
+    to_beat: float | None = None  # by more than early_stopping.min_delta
+    unbeaten: int = 0  # validations in a row that did not
+    plateau: dict[str, Any] = field(default_factory=dict)
+    journal: int = 0  # bytes of metrics.jsonl
+    finished: str = ""  # why the run is at its end
+
+
+def _ignore(*_: Any) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Functions that are told how training goes.
+
+    stepped(state, loss of the step, steps in all), validating(rows seen), validated(line of the journal),
+    saved(step, seconds it took).
+    """
+
+    stepped: Callable[[State, float, int], None] = _ignore
+    validating: Callable[[int], None] = _ignore
+    validated: Callable[[dict[str, Any]], None] = _ignore
+    saved: Callable[[int, float], None] = _ignore
+
+
+class Trainer:
+    """Trains one run: `fit` starts or continues, and returns why it ended."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: TrainConfig,
+        *,
+        watcher: Watcher | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ):
+        """should_stop: asked after every step and every batch of a validation; True saves and raises Interrupted."""
+        self.run, self.config, self.settings = run, config, config.train
+        self.dataset = Dataset.open(config.data.path)
+        _check_validation(self.dataset, config)
+        self.watcher, self.should_stop = watcher or Watcher(), should_stop
+        self.batches_per_epoch = _batches_per_epoch(self.dataset, config)
+        self.total_steps = _total_steps(config, self.batches_per_epoch)
+        self.learner = Learner(config, self.dataset.info, self.total_steps)
+        self.state = State()
+        self._unsaved, self._saved_at = True, time.monotonic()
+
+    def fit(self) -> State:
+        """Train from the last checkpoint, or from the start, to the end. Raises Interrupted, TrainingError."""
+        with self.run.locked():
+            self._restore()
+            self.journal = Journal(self.run.metrics, self.state.journal)
+            with closing(self.journal):
+                if self.state.step:
+                    self._duties()  # a run that was stopped while validating does so now
+                while not self.finished():
+                    self._epoch()
+                if self._unsaved or self.state.finished != self.finished():
+                    self._save()
+        return self.state
+
+    def finished(self) -> str:
+        """Why the run is at its end, or "" when it is not."""
+        state, settings = self.state, self.settings
+        if state.step >= self.total_steps:
+            return f"all {state.step} steps done"
+        if settings.early_stopping and state.unbeaten >= settings.early_stopping.patience:
+            return f"stopped early: {state.unbeaten} validations without progress"
+        return ""
+
+    def _epoch(self) -> None:
+        """The rest of the current epoch."""
+        with closing(self._batches()) as batches:
+            start = time.perf_counter()
+            for batch in batches:
+                self._learn(batch)
+                self.state.seconds += time.perf_counter() - start
+                self._duties()
+                if self.finished():
+                    break
+                start = time.perf_counter()
+
+    def _batches(self) -> Any:
+        data = self.config.data
+        return read_batches(
+            self.dataset,
+            data.train,
+            data.batch_size,
+            seed=self.settings.seed,
+            epoch=self.state.epoch,
+            shuffle=data.shuffle,
+            skip=self.state.batch,
+        )
+
+    def _learn(self, batch: Batch) -> None:
+        """One step and its place in the log."""
+        state = self.state
+        try:
+            loss = self.learner.step(batch, state.step)
+        except TrainingError as error:
+            raise TrainingError(f"epoch {state.epoch}, batch {state.batch}, {error}") from None
+        self._unsaved = True
+        state.step += 1
+        state.batch += 1
+        if state.batch == self.batches_per_epoch:
+            state.epoch, state.batch = state.epoch + 1, 0
+        state.samples += batch.batch_size
+        state.loss_sum += loss
+        state.loss_steps += 1
+        if state.step % self.settings.log_every == 0:
+            self._log_training()
+        self.watcher.stepped(state, loss, self.total_steps)
+
+    def _log_training(self) -> None:
+        state = self.state
+        self.journal.append(
+            {
+                "kind": "train",
+                "step": state.step,
+                "epoch": state.epoch,
+                "loss": state.loss_sum / state.loss_steps,
+                "lr_factor": self.learner.factor(state.step - 1),
+            }
+        )
+        state.loss_sum, state.loss_steps = 0.0, 0
+
+    def _duties(self) -> None:
+        """What is due at this step besides learning. Saving is last, so that what is saved includes the rest."""
+        split = self.config.data.valid
+        improved = split is not None and self._validation_is_due() and self._validate(split)
+        stop = self.should_stop()
+        if improved or stop or self._checkpoint_is_due():
+            self._save()
+        if stop:
+            raise Interrupted
+
+    def _validation_is_due(self) -> bool:
+        state, every = self.state, self.settings.validate_every
+        if state.validated == state.step:
+            return False
+        in_steps = every is not None and state.step % every == 0
+        return in_steps or state.batch == 0 or bool(self.finished())
+
+    def _checkpoint_is_due(self) -> bool:
+        every, seconds = self.settings.checkpoint_every, self.settings.checkpoint_seconds
+        if not self._unsaved:
+            return False
+        in_steps = every is not None and self.state.step % every == 0
+        return in_steps or (seconds is not None and time.monotonic() - self._saved_at >= seconds)
+
+    def _while_validating(self, rows: int) -> None:
+        self.watcher.validating(rows)
+        if self.should_stop():
+            self._save()
+            raise Interrupted
+
+    def _validate(self, split: str) -> bool:
+        """Measure the model on the validation split -> whether it is the best so far."""
+        state, name = self.state, self.settings.monitored
+        metrics = evaluate_split(
+            self.learner.model, self.dataset, split, self.config, each=self._while_validating
+        )["model"]
+        value = metrics[name]
+        if math.isnan(value):
+            raise DataError(
+                f"{name} of split {split!r} is not defined, its labels are all equal; "
+                "choose another data.valid or train.monitor"
+            )
+        improved = self._judge(value)
+        state.validated, self._unsaved = state.step, True
+        line = {"kind": "valid", "step": state.step, "epoch": state.epoch, "best": improved, **metrics}
+        if improved:
+            state.best = without_nan(line)
+        self.journal.append(line)
+        self.watcher.validated(line)
+        return improved
+
+    def _judge(self, value: float) -> bool:
+        """Count progress for early stopping, tell the plateau -> whether `value` is the best so far."""
+        state, sign = self.state, 1 if self.settings.higher_is_better else -1
+        stopping = self.settings.early_stopping
+        margin = stopping.min_delta if stopping else 0.0
+        if state.to_beat is None or sign * (value - state.to_beat) > margin:
+            state.to_beat, state.unbeaten = value, 0
+        else:
+            state.unbeaten += 1
+        self.learner.judge(value)
+        return state.best is None or sign * (value - state.best[self.settings.monitored]) > 0
+
+    def _save(self) -> None:
+        """Write a checkpoint, then remove those that are neither the last nor the best."""
+        state, start, folder = self.state, time.monotonic(), self.run.checkpoints
+        state.journal, state.finished = self.journal.sync(), self.finished()
+        save_checkpoint(checkpoint_folder(folder, state.step), self.learner.content(asdict(state)))
+        keep = {state.step} | ({state.best["step"]} if state.best else set())
+        for step in set(checkpoint_steps(folder)) - keep:
+            remove_checkpoint(checkpoint_folder(folder, step))
+        self._unsaved, self._saved_at = False, time.monotonic()
+        self.watcher.saved(state.step, self._saved_at - start)
+
+    def _restore(self) -> None:
+        """Continue from the last checkpoint, if there is one."""
+        remove_temporaries(self.run.checkpoints)
+        last = self.run.last()
+        if last is not None:
+            self.state = State(**last.state())
+            self.learner.restore(last)
+            self._unsaved = False
+
+
+def _check_validation(dataset: Dataset, config: TrainConfig) -> None:
+    """What would fail only after the first epoch."""
+    if config.data.valid is not None:
+        dataset.split(config.data.valid)
+    if config.train.monitor == "gauc" and dataset.info.group is None:
+        raise ConfigError("key train.monitor: gauc needs a group key, and the data set has none")
+
+
+def _batches_per_epoch(dataset: Dataset, config: TrainConfig) -> int:
+    data = config.data
+    count = num_batches(dataset, data.train, data.batch_size)
+    if not count:
+        rows = dataset.split(data.train).rows
+        raise ConfigError(
+            f"key data.batch_size: is {data.batch_size}, but split {data.train!r} has only {rows} rows"
+        )
+    return count
+
+
+def _total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
+    steps = config.train.epochs * batches_per_epoch
+    return steps if config.train.max_steps is None else min(steps, config.train.max_steps)
