@@ -35,7 +35,7 @@ def gradcheck(
     output = fn(*tensors)
     direction = np.random.default_rng(seed).uniform(0.5, 1.5, output.shape)
     grads = gradients(output, direction)
-    worst = (0.0, "")
+    worst: tuple[float, str] = (0.0, "")
     for i, tensor in enumerate(tensors):
         analytic = np.asarray(grads.get(tensor, np.zeros(tensor.shape)))
         numeric = _differences(lambda: fn(*tensors), tensor, direction, eps)
@@ -61,7 +61,7 @@ def _differences(fn: Callable[[], Tensor], tensor: Tensor, direction: Array, eps
             ends = []
             for moved in (here + eps, here - eps):
                 tensor.data[index] = moved
-                ends.append(np.vdot(direction, fn().data))
+                ends.append(float(np.vdot(direction, fn().data)))
             tensor.data[index] = here
             result[index] = (ends[0] - ends[1]) / (2 * eps)
     return result

@@ -11,7 +11,7 @@ import numpy as np
 from tesserec.autograd import losses, ops
 from tesserec.autograd.module import Module
 from tesserec.autograd.random import current_stream
-from tesserec.autograd.tensor import Operand, Tensor
+from tesserec.autograd.tensor import Operand, Tensor, as_tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": ops.relu,
@@ -67,44 +67,47 @@ class MLP(Module):
         if len(sizes) < 2:
             raise ValueError(f"MLP: sizes {tuple(sizes)}, wanted the width of the input and of each layer")
         self.layers = [Linear(fan_in, fan_out, rng=rng) for fan_in, fan_out in pairwise(sizes)]
-        self.activations = [activation] * (len(sizes) - 2) + [output_activation] * (
-            output_activation is not None
-        )
+        last = [] if output_activation is None else [output_activation]
+        self.activations = [activation] * (len(sizes) - 2) + last
         for name in self.activations:
             activation_by_name(name)
         self.norms = [BatchNorm1d(n) for n in sizes[1 : 1 + len(self.activations)]] if batch_norm else []
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Operand) -> Tensor:
-        for i, name in enumerate(self.activations):
-            x = self.dropout(self._hidden(x, i, name))
-        return x if len(self.activations) == len(self.layers) else self.layers[-1](x)
+        h = as_tensor(x)
+        for i in range(len(self.activations)):
+            h = self.dropout(self._hidden(h, i))
+        return h if len(self.activations) == len(self.layers) else self.layers[-1](h)
 
-    def _hidden(self, x: Operand, i: int, activation: str) -> Tensor:
-        layer = self.layers[i]
+    def _hidden(self, x: Tensor, i: int) -> Tensor:
+        layer, activation = self.layers[i], self.activations[i]
         if activation == "relu" and not self.norms and layer.bias is not None:
             return ops.linear_relu(x, layer.weight, layer.bias)
-        x = layer(x)
-        return ACTIVATIONS[activation](self.norms[i](x) if self.norms else x)
+        z = layer(x)
+        return ACTIVATIONS[activation](self.norms[i](z) if self.norms else z)
 
 
 class LayerNorm(Module):
-    """Each row to mean 0 and variance 1, then scaled and shifted: (…, size) -> (…, size). Ba, Kiros & Hinton 2016."""
+    """Each row to mean 0 and variance 1, then scaled and shifted: (…, size) -> the same.
+
+    Ba, Kiros & Hinton 2016.
+    """
 
     def __init__(self, size: int, *, eps: float = 1e-5):
         self.weight = Tensor(np.ones(size, np.float32), requires_grad=True)
         self.bias = Tensor(np.zeros(size, np.float32), requires_grad=True)
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Operand) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
 class BatchNorm1d(Module):
-    """Each column to mean 0 and variance 1, then scaled and shifted: (B, size) -> (B, size). Ioffe & Szegedy 2015.
+    """Each column to mean 0 and variance 1, then scaled and shifted: (B, size) -> the same.
 
     In training the statistics are the batch's, and running averages of them (the variance unbiased) are
-    kept for evaluation. Couples samples: a batch is not cut into slices.
+    kept for evaluation. Couples samples, so a batch is not cut into slices. Ioffe & Szegedy 2015.
     """
 
     buffers: ClassVar = ("running_mean", "running_var")
@@ -118,17 +121,22 @@ class BatchNorm1d(Module):
         self.eps = eps
         self.momentum = momentum
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            scale = self.weight / np.sqrt(self.running_var + np.float32(self.eps))
-            return (x - self.running_mean) * scale + self.bias
-        if len(x) < 2:
+    def forward(self, x: Operand) -> Tensor:
+        return self._by_batch(as_tensor(x)) if self.training else self._by_running(as_tensor(x))
+
+    def _by_running(self, x: Tensor) -> Tensor:
+        scale: Tensor = self.weight / np.sqrt(self.running_var + self.eps)
+        return (x - self.running_mean) * scale + self.bias
+
+    def _by_batch(self, x: Tensor) -> Tensor:
+        n = len(x)
+        if n < 2:
             raise ValueError(
-                f"BatchNorm1d: a training batch of {len(x)} has no variance: wanted 2 samples or more"
+                f"BatchNorm1d: a training batch of {n} has no variance, wanted 2 samples or more"
             )
         mean, var = x.data.mean(axis=0), x.data.var(axis=0)
         self.running_mean += self.momentum * (mean - self.running_mean)
-        self.running_var += self.momentum * (var * (len(x) / (len(x) - 1)) - self.running_var)
+        self.running_var += self.momentum * (var * (n / (n - 1)) - self.running_var)
         return ops.batch_norm(x, self.weight, self.bias, mean=mean, var=var, eps=self.eps)
 
 

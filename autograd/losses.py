@@ -107,7 +107,9 @@ def in_batch_softmax(
     weights: Operand | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross-entropy of each query's own item among all of the batch: scores (B, B), own on the diagonal -> ().
+    """Cross-entropy of each query's own item among all of the batch: scores (B, B) -> ().
+
+    The own scores are on the diagonal.
 
     Couples samples: the loss of a slice is not a slice of the loss. A model that trains with it says so by
     `couples_samples = True`, and then gets the whole batch at once (`layers.InBatchSoftmax` does). log_q:
@@ -129,7 +131,7 @@ def _same_shape(name: str, x: Tensor, y: Operand) -> None:
     """Broadcasting (B,) against (B, 1) makes (B, B), the classic silent error: refuse it."""
     if x.shape != np.shape(numbers(y)):
         raise ValueError(
-            f"{name}: shapes {x.shape} and {np.shape(numbers(y))} differ, wanted the same, such as (B,) for both: "
+            f"{name}: shapes {x.shape} and {np.shape(numbers(y))} differ; wanted the same, such as (B,): "
             "reshape one, for example logits.reshape(-1)"
         )
 
@@ -139,6 +141,8 @@ def _reduced(losses: Tensor, weights: Operand | None, reduction: Reduction) -> T
         raise ValueError(f"reduction {reduction!r}: wanted 'mean', 'sum' or 'none'")
     if weights is None:
         return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+    if np.shape(numbers(weights)) != losses.shape:
+        raise ValueError(f"weights {np.shape(numbers(weights))}: wanted {losses.shape}, one for each sample")
     weighted = losses * weights
     if reduction == "none":
         return weighted

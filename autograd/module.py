@@ -140,6 +140,8 @@ def _differences(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> Itera
     for name in got.keys() & wanted.keys():
         if np.shape(got[name]) != np.shape(wanted[name]):
             yield f"{name!r} has shape {np.shape(got[name])}, wanted {np.shape(wanted[name])}"
+        elif not np.can_cast(np.asarray(got[name]).dtype, wanted[name].dtype, "same_kind"):
+            yield f"{name!r} has type {np.asarray(got[name]).dtype}, wanted {wanted[name].dtype}"
 
 
 def _modules(module: Module, path: str, seen: set[int]) -> Iterator[tuple[str, Module]]:

@@ -1,7 +1,8 @@
 """Optimizers of dense parameters: each is one formula and one compiled pass over the parameter, in place.
 
-Rows of embedding tables have their own in `tesserec.embeddings.row_optim`. `lr` is a plain attribute: a schedule sets
-it before each step. In the formulas g is the gradient plus weight_decay·w, and all is element by element.
+Rows of embedding tables have their own in `tesserec.embeddings.row_optim`. `lr` is a plain attribute: a
+schedule sets it before each step. In the formulas g is the gradient plus weight_decay·w, and all is element
+by element.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from tesserec.autograd.kernels import optim as kernels
 from tesserec.autograd.module import copy_state
-from tesserec.autograd.tensor import Array, Tensor
+from tesserec.autograd.tensor import Array, Tensor, as_array
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -26,12 +27,12 @@ class Optimizer:
     """
 
     def __init__(self, named_parameters: Named, slots: tuple[str, ...], *, lr: float, weight_decay: float):
-        self.parameters = dict(named_parameters)
+        self.parameters = {name: _updatable(name, parameter) for name, parameter in named_parameters}
         self.lr = lr
         self.weight_decay = weight_decay
         self.steps = 0
         self.state = {
-            name: {slot: np.zeros_like(_updatable(name, parameter)) for slot in slots}
+            name: {slot: np.zeros_like(parameter.data) for slot in slots}
             for name, parameter in self.parameters.items()
         }
 
@@ -97,7 +98,7 @@ class SGD(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """s += g², w -= lr·g / (√s + eps); s starts at `initial`. Duchi, Hazan & Singer 2011, the diagonal form."""
+    """s += g², w -= lr·g / (√s + eps); s starts at `initial`. Duchi, Hazan & Singer 2011."""
 
     def __init__(
         self,
@@ -140,8 +141,9 @@ class RMSprop(Optimizer):
 class Adam(Optimizer):
     """m = β₁·m + (1 - β₁)·g, s = β₂·s + (1 - β₂)·g², w -= lr·m̂ / (√ŝ + eps).
 
-    m̂ = m / (1 - β₁ᵗ), ŝ = s / (1 - β₂ᵗ), where t counts the steps of the optimizer, not those of each parameter.
-    Kingma & Ba 2015, algorithm 1. `decoupled`: the decay stays out of g, and w shrinks by lr·weight_decay·w instead.
+    m̂ = m / (1 - β₁ᵗ), ŝ = s / (1 - β₂ᵗ), where t counts the steps of the optimizer, not those of each
+    parameter. Kingma & Ba 2015, algorithm 1. `decoupled`: the decay stays out of g, and w shrinks by
+    lr·weight_decay·w instead.
     """
 
     def __init__(
@@ -182,28 +184,30 @@ def AdamW(
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """The norm of all gradients together, as it was before they were scaled down, if need be, to `max_norm`.
+    """The norm of all gradients together, before they are scaled down to at most `max_norm`.
 
-    Row gradients count too, after their rows are summed. ValueError if the norm is not finite. Pascanu et al. 2013.
+    Row gradients count too, after their rows are summed. ValueError if the norm is not finite. Pascanu et
+    al. 2013.
     """
     held = [p for p in parameters if p.grad is not None]
     norm = math.sqrt(math.fsum(_sum_of_squares(p.grad) for p in held))
     if not math.isfinite(norm):
         raise ValueError(
-            f"clip_grad_norm: the norm of the gradients is {norm}: lower the learning rate, or look for extreme inputs"
+            f"clip_grad_norm: the norm of the gradients is {norm}: "
+            "lower the learning rate, or look for extreme inputs"
         )
     if norm > max_norm:
         factor = max_norm / norm
         for p in held:
-            p.grad = p.grad * factor if isinstance(p.grad, np.ndarray) else p.grad.scale(factor)
+            p.grad = as_array(p.grad * factor) if isinstance(p.grad, np.ndarray) else p.grad.scale(factor)
     return norm
 
 
 def clip_grad_value(parameters: Iterable[Tensor], max_value: float) -> None:
-    """Move every element of every gradient into [-max_value, max_value]; of row gradients, after their sum."""
+    """Move every element of every gradient into ±`max_value`; row gradients after their rows are summed."""
     for p in parameters:
         if p.grad is not None:
-            p.grad = p.grad.clip(-max_value, max_value)
+            p.grad = as_array(p.grad.clip(-max_value, max_value))
 
 
 def _sum_of_squares(grad: Any) -> float:
@@ -212,17 +216,17 @@ def _sum_of_squares(grad: Any) -> float:
     return float(grad.sum_of_squares())
 
 
-def _updatable(name: str, parameter: Tensor) -> Array:
+def _updatable(name: str, parameter: Tensor) -> Tensor:
     flags = parameter.data.flags
     if not (flags.c_contiguous and flags.writeable):
-        raise ValueError(f"parameter {name!r}: its array must be contiguous and writable to be updated in place")
-    return parameter.data
+        raise ValueError(f"parameter {name!r}: its array must be contiguous and writable")
+    return parameter
 
 
 def _dense(name: str, grad: Any) -> Array:
     if not isinstance(grad, np.ndarray):
         raise TypeError(
-            f"parameter {name!r} has a {type(grad).__name__} as gradient: rows of tables are updated by a row "
-            "optimizer, so give this one only the dense parameters"
+            f"parameter {name!r} has a {type(grad).__name__} as gradient: rows of tables are updated by a "
+            "row optimizer, so give this one only the dense parameters"
         )
     return np.ascontiguousarray(grad).reshape(-1)

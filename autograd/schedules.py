@@ -20,7 +20,7 @@ def linear_warmup(step: int, *, warmup: int) -> float:
 
 
 def cosine(step: int, *, total: int, floor: float = 0.0) -> float:
-    """Half a cosine from 1 at step 0 to `floor` at step `total`, and after. Loshchilov & Hutter 2017, equation 5."""
+    """Half a cosine from 1 at step 0 to `floor` at `total` and after. Loshchilov & Hutter 2017."""
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * _progress(step, total)))
 
 
@@ -31,7 +31,7 @@ def step_decay(step: int, *, every: int, gamma: float = 0.1) -> float:
 
 def poly(step: int, *, total: int, power: float = 2.0, floor: float = 0.0) -> float:
     """(1 - step / total)^power, from 1 to `floor`, as MLPerf's DLRM decays."""
-    return floor + (1 - floor) * (1 - _progress(step, total)) ** power
+    return floor + (1 - floor) * math.pow(1 - _progress(step, total), power)
 
 
 def _progress(step: int, total: int) -> float:

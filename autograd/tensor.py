@@ -52,7 +52,9 @@ class Tensor:
     __slots__ = ("data", "grad", "node", "requires_grad")
     __array_ufunc__ = None  # array + Tensor is ours to compute
 
-    def __init__(self, data: npt.ArrayLike, *, requires_grad: bool = False, dtype: npt.DTypeLike | None = None):
+    def __init__(
+        self, data: npt.ArrayLike, *, requires_grad: bool = False, dtype: npt.DTypeLike | None = None
+    ):
         if dtype is None and not (isinstance(data, np.ndarray) and data.dtype.kind == "f"):
             dtype = np.float32
         self.data: Array = np.asarray(data, dtype)
@@ -261,12 +263,17 @@ def _arrays(fn: Callable[..., Any], args: Sequence[Any]) -> list[Any]:
 
 
 def numbers(arg: Any) -> Any:
-    """The array of a Tensor; numpy scalars become plain numbers, so that they do not widen float32."""
+    """What an op computes with: an array, or a plain number, because a numpy number would widen float32."""
     if isinstance(arg, Tensor):
         return arg.data
     if isinstance(arg, np.ndarray | np.generic):
         return arg if arg.ndim else arg.item()
     return np.asarray(arg, np.float32) if isinstance(arg, Sequence) else arg
+
+
+def as_tensor(x: Operand) -> Tensor:
+    """`x` itself, or an array or number as a Tensor without gradient."""
+    return x if isinstance(x, Tensor) else Tensor(x)
 
 
 def _signature(fn: Callable[..., Any], arrays: Sequence[Any]) -> str:
@@ -332,13 +339,18 @@ def gradients(output: Tensor, grad: npt.ArrayLike | None = None, *, retain_graph
 def accumulate(grads: Mapping[Tensor, Any]) -> None:
     """Add each gradient to `leaf.grad`."""
     for leaf, g in grads.items():
-        leaf.grad = g if leaf.grad is None else leaf.grad + g
+        leaf.grad = g if leaf.grad is None else as_array(leaf.grad + g)
+
+
+def as_array(g: Any) -> Any:
+    """`g`, but as an array if it is a numpy number, which numpy makes of any result without axes."""
+    return np.asarray(g) if isinstance(g, np.generic) else g
 
 
 def _seed(output: Tensor, grad: npt.ArrayLike | None) -> Array:
     if not output.requires_grad:
         raise ValueError(
-            "nothing to differentiate: none of the tensors behind this one requires a gradient, or it was computed "
+            "nothing to differentiate: no tensor behind this one requires a gradient, or it was computed "
             "under no_grad()"
         )
     if grad is None and output.size != 1:
@@ -363,8 +375,8 @@ def _history(output: Tensor) -> list[Tensor]:
             continue
         if tensor.node is RELEASED:
             raise ValueError(
-                "this graph was already differentiated and released: run the forward pass again, sum the losses "
-                "and differentiate once, or pass retain_graph=True to the first backward()"
+                "this graph was already differentiated and released: run the forward pass again, sum the "
+                "losses and differentiate once, or pass retain_graph=True to the first backward()"
             )
         found.append(tensor)
         fresh = {p for p in tensor.node.parents if p is not None} - seen
@@ -395,16 +407,15 @@ class _Sums:
         if isinstance(g, Piece):
             g.add_to(self._buffer(tensor))
             return
-        if isinstance(g, np.ndarray | np.generic):
-            g = np.asarray(g)
-            _check(g, tensor, node)
+        g = as_array(g)
+        _check(g, tensor, node)
         so_far = self.grads.get(tensor)
         if so_far is None:
             self.grads[tensor] = g
         elif tensor in self.owned:
             so_far += g
         else:
-            self.grads[tensor] = so_far + g
+            self.grads[tensor] = as_array(so_far + g)
             if isinstance(g, np.ndarray):
                 self.owned.add(tensor)
 
@@ -427,8 +438,8 @@ class _Sums:
         return self.grads
 
 
-def _check(g: Array, tensor: Tensor, node: Node) -> None:
-    if g.shape != tensor.shape or g.dtype != tensor.dtype:
+def _check(g: Any, tensor: Tensor, node: Node) -> None:
+    if isinstance(g, np.ndarray) and (g.shape != tensor.shape or g.dtype != tensor.dtype):
         raise RuntimeError(
             f"a pullback of op {node.name!r} returned {g.dtype} {g.shape} for an argument of {tensor.dtype} "
             f"{tensor.shape}: the op is wrong"

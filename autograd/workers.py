@@ -1,7 +1,8 @@
 """Threads: the engine runs slices of a batch, or disjoint ranges of rows, on Python threads of its own.
 
-Kernels and BLAS release the interpreter lock, so plain threads suffice. Results come in item order, and none depends on
-the number of threads. Importing this module also settles the process's memory allocator (`_keep_freed_memory`).
+Kernels and BLAS release the interpreter lock, so plain threads suffice. Results come in item order, and
+none depends on the number of threads. Importing this module also settles the process's memory allocator
+(`_keep_freed_memory`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _threads: int | None = None
 
 
 def num_threads() -> int:
-    """How many threads `parallel_map` uses: as set, else TESSEREC_NUM_THREADS, else the cores of the process."""
+    """How many threads `parallel_map` uses: as set, or TESSEREC_NUM_THREADS, or the cores we may use."""
     if _threads is None:
         set_num_threads(int(os.environ.get("TESSEREC_NUM_THREADS") or len(_cores)))
     return _threads or 1
@@ -58,9 +59,9 @@ def set_num_threads(n: int) -> None:
 def parallel_map(fn: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
     """[fn(item) for item in items], on `num_threads()` threads.
 
-    The first exception in item order is raised again, after running items have ended and waiting ones were dropped.
-    Runs inline for one item, for one thread, and inside another `parallel_map`. The caller's `no_grad` holds inside;
-    a `random_stream` does not, because items would draw from it in no fixed order.
+    The first exception in item order is raised again, after running items have ended and waiting ones were
+    dropped. Runs inline for one item, for one thread, and inside another `parallel_map`. The caller's
+    `no_grad` holds inside; a `random_stream` does not, because items would draw from it in no fixed order.
     """
     if len(items) < 2 or _here.is_worker or num_threads() == 1:
         return [fn(item) for item in items]
@@ -92,7 +93,7 @@ def _executor() -> ThreadPoolExecutor:
 
 
 def _become_worker(homes: Iterator[int | None]) -> None:
-    """With one thread per core, each stays on its own: left alone, Linux ran both of two on one core for minutes."""
+    """With one thread per core each stays on its own: left alone, Linux at times runs two on one core."""
     _here.is_worker = True
     core = next(homes)
     if core is not None and sys.platform == "linux":
@@ -113,7 +114,8 @@ def _blas() -> ThreadpoolController:
 def _keep_freed_memory() -> None:
     """Let glibc reuse freed temporaries up to 32 MiB instead of giving their pages back to the kernel.
 
-    Fresh pages are dear: a DLRM step in slices of 1024 samples took 3,500 page faults and 8 ms for them, now none.
+    Fresh pages are dear: a DLRM step in slices of 1024 samples took 3,500 page faults and 8 ms for them,
+    now none.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
     if sys.platform == "linux":

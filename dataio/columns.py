@@ -42,6 +42,14 @@ def refuse(bad: Mask, column: Any, name: str, wanted: str) -> None:
         raise BadValue(name, row, column[row].as_py(), wanted)
 
 
+def column_of(batch: pa.RecordBatch, name: str) -> Any:
+    """The column in its plain form: dictionaries decoded, text views as text."""
+    column = batch.column(name)
+    if pa.types.is_dictionary(column.type):
+        return column.dictionary_decode()
+    return column.cast(pa.string()) if column.type == pa.string_view() else column
+
+
 def null_mask(column: Any) -> Mask:
     """(n,) True where null."""
     if column.null_count == 0:
@@ -68,8 +76,6 @@ def key_kind(column_type: Any, name: str, wanted: KeyKind | None) -> KeyKind:
     """What keys of a column are: as the schema says, else as the data says."""
     if wanted is not None:
         return wanted
-    if pa.types.is_dictionary(column_type):
-        column_type = column_type.value_type
     if pa.types.is_integer(column_type) or pa.types.is_boolean(column_type):
         return "int"
     if is_text(column_type) or pa.types.is_null(column_type):

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from tesserec.dataio.atomic import atomic_folder
-from tesserec.dataio.columns import Keys, Mask, keys_of, numbers, refuse
+from tesserec.dataio.columns import Keys, Mask, column_of, keys_of, numbers, refuse
 from tesserec.dataio.config import parse_config
 from tesserec.dataio.dense import DenseEncoder, DenseFitter
 from tesserec.dataio.schema import Label, Schema, SchemaError, Sparse
@@ -55,16 +55,10 @@ class Encoder:
         columns = list(run(_call, tasks))
         return pa.record_batch(columns, names=[name for name, _ in tasks])
 
-    def count_oov(self, encoded: pa.RecordBatch, chosen: Mask | None = None) -> dict[str, int]:
-        """Feature with a vocabulary → how many ids of the (chosen) encoded rows are 0."""
-        counts = {}
-        for feature in self.sparse:
-            if feature.vocabulary is not None:
-                ids = encoded.column(feature.spec.name)
-                counts[feature.spec.name] = _count_zeros(
-                    ids if chosen is None else ids.filter(pa.array(chosen))
-                )
-        return counts
+    def count_oov(self, encoded: pa.RecordBatch) -> dict[str, int]:
+        """Feature with a vocabulary → how many of its ids are 0."""
+        known = [feature.spec.name for feature in self.sparse if feature.vocabulary is not None]
+        return {name: _count_zeros(encoded.column(name)) for name in known}
 
     def save(self, folder: str | Path) -> None:
         """Write the encoder as a folder; it appears whole or not at all."""
@@ -106,17 +100,17 @@ class Encoder:
             raise SchemaError(f"no column {missing[0]!r} among {', '.join(rows.schema.names)}")
         for label in schema.labels:
             if label.column in have:
-                yield label.name, partial(_label, rows.column(label.column), label)
+                yield label.name, partial(_label, column_of(rows, label.column), label)
         if schema.weight is not None and schema.weight in have:
-            yield "weight", partial(_weight, rows.column(schema.weight), schema.weight)
+            yield "weight", partial(_weight, column_of(rows, schema.weight), schema.weight)
         if schema.group is not None and schema.group in have:
-            yield "group", partial(_group, rows.column(schema.group), schema.group)
+            yield "group", partial(_group, column_of(rows, schema.group), schema.group)
         features: tuple[DenseEncoder | SparseEncoder, ...] = (*self.dense, *self.sparse)
         for feature in features:
-            yield feature.spec.name, partial(feature.encode, rows.column(feature.spec.column))
+            yield feature.spec.name, partial(feature.encode, column_of(rows, feature.spec.column))
         for keep in schema.keep:
             if keep.column in have:
-                yield keep.name, partial(rows.column, keep.column)
+                yield keep.name, partial(column_of, rows, keep.column)
 
 
 def _call(task: tuple[str, Callable[[], Any]]) -> Any:
@@ -165,7 +159,7 @@ class EncoderFitter:
     def update(self, batch: pa.RecordBatch, rows: Keys, train: Mask, executor: Executor) -> None:
         """See one batch; statistics are taken of the rows where `train`."""
         fitters: list[DenseFitter | SparseFitter] = [*self._dense, *self._sparse]
-        list(executor.map(lambda f: f.update(batch.column(f.spec.column), rows, train), fitters))
+        list(executor.map(lambda f: f.update(column_of(batch, f.spec.column), rows, train), fitters))
         held = [fitter.nbytes for fitter in self._sparse]
         if sum(held) > self._memory_bytes:
             name = self._sparse[int(np.argmax(held))].spec.column

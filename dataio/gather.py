@@ -1,7 +1,7 @@
 """A buffer of decoded rows and their final order → the batches of it.
 
-Column by column for all batches at once (`kernels/gather.py` says why): the batches of one buffer are views of the same
-few arrays.
+Column by column for all batches at once (`kernels/gather.py` says why), so that the batches of one buffer are
+views of the same few arrays.
 """
 
 from __future__ import annotations

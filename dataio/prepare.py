@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from tesserec.dataio.ahead import ahead
 from tesserec.dataio.atomic import atomic_folder
 from tesserec.dataio.columns import Keys
 from tesserec.dataio.dataset import INFO_FILE, Dataset, DatasetInfo, SparseFeature, Split, write_dataset_info
@@ -69,9 +71,11 @@ def prepare(
         assign = fit_split(schema.split, partial(job.read, stage="split"))
         encoder = job.fit(assign, scratch, memory_bytes)
         encoder.save(folder / "encoder")
-        rows, oov = job.write(encoder, assign, folder)
+        written = dict(zip(SPLITS, job.write(encoder, assign, folder), strict=True))
         shutil.rmtree(scratch)
+        rows = {split: writer.rows for split, writer in written.items()}
         write_dataset_info(folder, _describe(encoder, rows))
+    oov = {split: writer.oov for split, writer in written.items()}
     return Prepared(Dataset.open(out), rows, oov, time.perf_counter() - start)
 
 
@@ -100,11 +104,14 @@ class _Job:
     def read(self, columns: Mapping[str, RawType], stage: str) -> Iterator[tuple[RawBatch, Keys]]:
         """Batches with the numbers of their rows over all files, read ahead on a thread."""
         done = 0
-        for raw in _ahead(read_raw(self.files, columns, self.schema.format)):
-            rows = np.arange(done, done + raw.batch.num_rows)
-            yield raw, rows
-            done += raw.batch.num_rows
-            self.progress(stage, done, self.total)
+        batches = read_raw(self.files, columns, self.schema.format)
+        with closing(ahead(repeat(partial(next, batches, None)), workers=1, depth=2)) as coming:
+            for raw in coming:
+                if raw is None:
+                    break
+                yield raw, np.arange(done, done + raw.batch.num_rows)
+                done += raw.batch.num_rows
+                self.progress(stage, done, self.total)
         self.total = done
 
     def fit(self, assign: Assign, scratch: Path, memory_bytes: int) -> Encoder:
@@ -120,14 +127,12 @@ class _Job:
             raise SchemaError(f"none of {self.total} rows is for training; look at `split` of the schema")
         return fitter.finish()
 
-    def write(
-        self, encoder: Encoder, assign: Assign, folder: Path
-    ) -> tuple[dict[str, int], dict[str, Counter[str]]]:
-        """Pass 2 → (split → rows, split → feature → ids that were 0). One batch is written while
-        the next is encoded."""
-        oov: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    def write(self, encoder: Encoder, assign: Assign, folder: Path) -> list[_SplitWriter]:
+        """Pass 2 → what was written, by split. One batch is written while the next is encoded."""
         with ExitStack() as stack:
-            writers = [stack.enter_context(_SplitWriter(folder / f"{split}.parquet")) for split in SPLITS]
+            writers = [_SplitWriter(folder / f"{split}.parquet", encoder) for split in SPLITS]
+            for writer in writers:
+                stack.enter_context(writer)
             background = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
             written: Future[None] | None = None
             for raw, rows in self.read(self.schema.columns(), "write"):
@@ -137,11 +142,9 @@ class _Job:
                 if written is not None:
                     written.result()
                 written = background.submit(_write_parts, encoded, codes, writers)
-                for code, split in enumerate(SPLITS):
-                    oov[split].update(encoder.count_oov(encoded, codes == code))
             if written is not None:
                 written.result()
-        return {split: writer.rows for split, writer in zip(SPLITS, writers, strict=True)}, oov
+        return writers
 
 
 def _write_parts(encoded: pa.RecordBatch, codes: Codes, writers: Sequence[_SplitWriter]) -> None:
@@ -152,9 +155,10 @@ def _write_parts(encoded: pa.RecordBatch, codes: Codes, writers: Sequence[_Split
 class _SplitWriter:
     """One split's Parquet file, in row groups of equal size. No rows, no file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoder: Encoder) -> None:
         self.rows = 0
-        self._path = path
+        self.oov: Counter[str] = Counter()
+        self._path, self._encoder = path, encoder
         self._held: list[pa.RecordBatch] = []
         self._file: Any = None
 
@@ -173,6 +177,7 @@ class _SplitWriter:
             return
         held = self.rows % ROW_GROUP + batch.num_rows
         self.rows += batch.num_rows
+        self.oov.update(self._encoder.count_oov(batch))
         self._held.append(batch)
         if held >= ROW_GROUP:
             self._write(held - held % ROW_GROUP)
@@ -199,12 +204,3 @@ def _describe(encoder: Encoder, rows: Mapping[str, int]) -> DatasetInfo:
         keep=tuple(keep.name for keep in schema.keep),
         splits={split: Split((f"{split}.parquet",), count) for split, count in rows.items() if count},
     )
-
-
-def _ahead(batches: Iterator[RawBatch], depth: int = 2) -> Iterator[RawBatch]:
-    """The same batches, read on a thread at most `depth` ahead of their use."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        coming = deque(reader.submit(next, batches, None) for _ in range(depth))
-        while (batch := coming.popleft().result()) is not None:
-            coming.append(reader.submit(next, batches, None))
-            yield batch

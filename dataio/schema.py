@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -207,11 +207,11 @@ class Shares(StrictModel):
 class RatioSplit(Shares):
     """Each row falls by a hash of (seed, row number): shares are met on average, not to the row."""
 
-    by: Literal["ratio"] = "ratio"
+    by: Literal["ratio"]
     seed: int = Field(default=0, ge=0)
 
 
-Cut = float | datetime | date
+Cut = float | datetime
 
 
 class TimeSplit(Shares):
@@ -266,7 +266,7 @@ class Schema(StrictModel):
     dense: Annotated[tuple[Dense, ...], BeforeValidator(_expand)] = ()
     sparse: Annotated[tuple[Sparse, ...], BeforeValidator(_expand)] = ()
     keep: Annotated[tuple[Keep, ...], BeforeValidator(_expand)] = ()
-    split: Annotated[AnySplit, Field(discriminator="by")] = Field(default_factory=lambda: RatioSplit())
+    split: Annotated[AnySplit, Field(discriminator="by")] = RatioSplit(by="ratio")
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

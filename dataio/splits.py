@@ -7,7 +7,7 @@ row numbers. The answer does not depend on how the rows were cut into batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tesserec.dataio.columns import Floats, Keys, hash_integers, keys_of, numbers, refuse
+from tesserec.dataio.columns import Floats, Keys, column_of, hash_integers, keys_of, numbers, refuse
 from tesserec.dataio.kernels import table as kernels
 from tesserec.dataio.raw import RawBatch
 from tesserec.dataio.schema import (
@@ -75,17 +75,16 @@ def _by_time(split: TimeSplit, read: Read) -> Assign:
 
 
 def _times(batch: pa.RecordBatch, name: str) -> Floats:
-    times = numbers(batch.column(name), name)
-    refuse(np.isnan(times), batch.column(name), name, "a time, which splits the rows")
+    times = numbers(column_of(batch, name), name)
+    refuse(np.isnan(times), column_of(batch, name), name, "a time, which splits the rows")
     return times + 0.0  # -0.0 and 0.0 are one time
 
 
-def _as_number(cut: float | date) -> float:
-    """A cut in the unit of `numbers`: dates are microseconds since 1970, UTC."""
-    if not isinstance(cut, date):
+def _as_number(cut: float | datetime) -> float:
+    """A cut in the unit of `numbers`: microseconds since 1970 for a time, by default UTC."""
+    if not isinstance(cut, datetime):
         return float(cut)
-    moment = cut if isinstance(cut, datetime) else datetime(cut.year, cut.month, cut.day)
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1e6
+    return cut.replace(tzinfo=cut.tzinfo or UTC).timestamp() * 1e6
 
 
 def _time_edges(split: TimeSplit, read: Read) -> list[float]:
@@ -107,7 +106,7 @@ def _by_column(split: ColumnSplit) -> Assign:
     names = pa.array(SPLITS)
 
     def assign(batch: pa.RecordBatch, rows: Keys) -> Codes:
-        column = batch.column(split.column)
+        column = column_of(batch, split.column)
         found = pc.index_in(column.cast(pa.string()), value_set=names)
         unknown = found.is_null().to_numpy(zero_copy_only=False)
         refuse(unknown, column, split.column, "train, valid or test")
@@ -149,7 +148,7 @@ def _grown(array: Any, size: int, value: float) -> Any:
 
 
 def _group_keys(batch: pa.RecordBatch, name: str) -> Keys:
-    column = batch.column(name)
+    column = column_of(batch, name)
     keys, missing = keys_of(column, "int" if pa.types.is_integer(column.type) else "string", name)
     refuse(missing, column, name, "a group, whose last row is left out")
     return keys

@@ -7,15 +7,13 @@ What is read when is decided beforehand, by the arithmetic of `tesserec.dataio.o
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
-from typing import TypeVar
 
+from tesserec.dataio.ahead import ahead
 from tesserec.dataio.batch import Batch
 from tesserec.dataio.dataset import DataError, Dataset, DatasetInfo
 from tesserec.dataio.gather import DecodedBuffer
@@ -34,8 +32,6 @@ from tesserec.dataio.order import (
 from tesserec.dataio.row_groups import DecodedRows, RowGroup, column_types, find_row_groups
 
 BUFFER_ROWS = 262_144  # four row groups as `prepare` writes them; an id column of it fits a core's cache
-
-T = TypeVar("T")
 
 
 def num_batches(
@@ -69,9 +65,9 @@ def read_batches(
     prefetch:  batches made ahead on a thread; 0: no threads at all.
     keep:      carry the `keep` columns along as `batch.kept`.
 
-    A batch stays valid as long as it is held: its memory is never written again, and is that of all batches of
-    its buffer. Besides those held, two to three buffers are in memory, of BUFFER_ROWS rows each (one row group
-    without `shuffle`). Threads end when the iterator is exhausted, closed or dropped.
+    A batch stays valid as long as it is held: its memory is never written again, and is one with that of the
+    other batches of its buffer. Besides, two to three buffers of BUFFER_ROWS rows (without `shuffle`: of one
+    row group) are in memory. Threads end when the iterator is exhausted, closed or dropped.
     Raises DataError: at once when the files do not fit their description, and on the way for what only
     decoding shows: a null, a float that is not finite, an id outside its table.
     """
@@ -119,7 +115,7 @@ class _Reader:
         reads = [partial(self.read, piece) for plan in plans for piece in plan.pieces]
         depth = max(len(plan.pieces) for plan in plans)
         workers = min(4, os.cpu_count() or 1)
-        decoded = _ahead(reads, workers=workers, depth=depth) if threads else (task() for task in reads)
+        decoded = ahead(reads, workers=workers, depth=depth) if threads else (task() for task in reads)
         with closing(decoded):
             for plan in plans:
                 yield plan, list(islice(decoded, len(plan.pieces)))
@@ -158,26 +154,8 @@ def _join(parts: Generator[Batch, None, None], batch_size: int, steps: int) -> G
 def _prefetch(batches: Generator[Batch, None, None], depth: int) -> Iterator[Batch]:
     """The batches, made at most `depth` ahead on one background thread."""
     tasks = repeat(partial(next, batches, None))
-    with closing(batches), closing(_ahead(tasks, workers=1, depth=depth)) as made:
+    with closing(batches), closing(ahead(tasks, workers=1, depth=depth)) as made:
         for batch in made:
             if batch is None:
                 return
             yield batch
-
-
-def _ahead(tasks: Iterable[Callable[[], T]], *, workers: int, depth: int) -> Generator[T, None, None]:
-    """Results of the tasks, in order, up to `depth` of them computed ahead on `workers` threads.
-
-    An exception in a task is raised at its turn. Whatever ends this generator, no thread outlives it.
-    """
-    waiting = iter(tasks)
-    with ThreadPoolExecutor(workers, thread_name_prefix="tesserec-read") as pool:
-        pending: deque[Future[T]] = deque(pool.submit(task) for task in islice(waiting, depth))
-        try:
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(task) for task in islice(waiting, 1))
-                yield result
-        finally:
-            for future in pending:
-                future.cancel()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 from sphinx.application import Sphinx
 
@@ -30,5 +33,13 @@ def _plain_docstring(app: Sphinx, what: str, name: str, obj: object, options: ob
         lines[i] = f"| {''.join(parts)}" if line.strip() else ""
 
 
+def _write_cli_page(app: Sphinx) -> None:
+    """`reference/cli.md`: what `--help` prints of every command, as Markdown by typer itself."""
+    page = Path(app.srcdir) / "reference" / "cli.md"
+    command = [sys.executable, "-m", "typer", "tesserec.cli", "utils", "docs", "--name", "tesserec"]
+    subprocess.run([*command, "--title", "Command line", "--output", page], check=True, capture_output=True)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("builder-inited", _write_cli_page)
     app.connect("autodoc-process-docstring", _plain_docstring)

@@ -127,7 +127,7 @@ def _coalesce(lanes: Array, width: int, dtype: np.dtype[Any]) -> tuple[Rows, Arr
     if n >= 2**32:
         raise ValueError(f"a RowGrad of {n} ids: wanted fewer than 2³²; step more often")
     keys, entries = np.empty((2, n), np.uint32), np.empty((2, n), np.uint32)
-    grads, scales = np.empty(n, np.int64), np.empty(n, dtype)
+    grads, scales = np.empty((2, n), np.int64), np.empty((2, n), dtype)
     runs, run_rows = np.empty(n, np.int64), np.empty(n, np.int64)
 
     def sort(span: tuple[int, int]) -> None:
@@ -141,7 +141,7 @@ def _coalesce(lanes: Array, width: int, dtype: np.dtype[Any]) -> tuple[Rows, Arr
     values = np.empty((len(rows), width), dtype)
 
     def add_up(span: tuple[int, int]) -> None:
-        kernels.sum_runs(entries[0], grads, scales, bounds_of_runs, *span, values)
+        kernels.sum_runs(grads[0], scales[0], bounds_of_runs, *span, values)
 
     parallel_map(add_up, even_spans(len(rows), _LEAST))
     return rows, values

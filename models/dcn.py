@@ -40,4 +40,5 @@ class DCN(Module):
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         """(B, num_dense) and F keys by B samples -> (B,) logits."""
         x0 = self.inputs(dense, sparse)
-        return self.output(ops.concat(self.cross(x0), self.deep(x0), axis=1)).reshape(-1)
+        logits: Tensor = self.output(ops.concat(self.cross(x0), self.deep(x0), axis=1))
+        return logits.reshape(-1)

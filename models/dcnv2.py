@@ -47,6 +47,7 @@ class DCNv2(Module):
         """(B, num_dense) and F keys by B samples -> (B,) logits."""
         x0 = self.inputs(dense, sparse)
         crossed = self.cross(x0)
-        if self.structure == "stacked":
-            return self.output(self.deep(crossed)).reshape(-1)
-        return self.output(ops.concat(crossed, self.deep(x0), axis=1)).reshape(-1)
+        stacked = self.structure == "stacked"
+        last = self.deep(crossed) if stacked else ops.concat(crossed, self.deep(x0), axis=1)
+        logits: Tensor = self.output(last)
+        return logits.reshape(-1)

@@ -34,7 +34,7 @@ class DeepFM(Module):
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         """(B, num_dense) and F keys by B samples -> (B,) logits."""
-        fields = self.fields(dense, sparse)
-        pairs = ops.factorization(fields).sum(axis=1)
-        deep = self.deep(fields.reshape(len(dense), -1)).reshape(-1)
-        return self.first_order(dense, sparse) + pairs + deep
+        fields: Tensor = self.fields(dense, sparse)
+        first: Tensor = self.first_order(dense, sparse)
+        deep: Tensor = self.deep(fields.reshape(len(dense), -1))
+        return first + ops.factorization(fields).sum(axis=1) + deep.reshape(-1)

@@ -43,4 +43,5 @@ class DLRM(Module):
         """(B, num_dense) and F keys by B samples -> (B,) logits."""
         *z, vectors = self.inputs(dense, sparse)
         fields = ops.concat(*z, vectors, axis=1).reshape(len(dense), -1, self.embedding_dim)
-        return self.top(ops.concat(*z, ops.pairwise_dot(fields), axis=1)).reshape(-1)
+        logits: Tensor = self.top(ops.concat(*z, ops.pairwise_dot(fields), axis=1))
+        return logits.reshape(-1)

@@ -41,4 +41,5 @@ class DLRMDCNv2(Module):
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         """(B, num_dense) and F keys by B samples -> (B,) logits."""
         vectors = ops.concat(*self.inputs(dense, sparse), axis=1)
-        return self.top(self.cross(vectors)).reshape(-1)
+        logits: Tensor = self.top(self.cross(vectors))
+        return logits.reshape(-1)

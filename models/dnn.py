@@ -31,4 +31,5 @@ class DNN(Module):
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         """(B, num_dense) and F keys by B samples -> (B,) logits."""
-        return self.deep(self.inputs(dense, sparse)).reshape(-1)
+        deep: Tensor = self.deep(self.inputs(dense, sparse))
+        return deep.reshape(-1)

@@ -19,5 +19,5 @@ class FM(Module):
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         """(B, num_dense) and F keys by B samples -> (B,) logits."""
-        pairs = ops.factorization(self.fields(dense, sparse)).sum(axis=1)
-        return self.first_order(dense, sparse) + pairs
+        first: Tensor = self.first_order(dense, sparse)
+        return first + ops.factorization(self.fields(dense, sparse)).sum(axis=1)

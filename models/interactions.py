@@ -20,6 +20,7 @@ from tesserec.autograd.tensor import Tensor
 from tesserec.embeddings.collection import EmbeddingBagCollection
 from tesserec.embeddings.config import Constant
 from tesserec.embeddings.jagged import KeyedJaggedTensor
+from tesserec.embeddings.keyed_tensor import KeyedTensor
 from tesserec.models.features import Features, ModelError
 
 Dense = npt.NDArray[np.float32]  # (B, num_dense)
@@ -36,7 +37,8 @@ class FirstOrder(Module):
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         self.features.check(dense, sparse)
-        return self.sparse(sparse).values.sum(axis=1) + ops.linear(dense, self.dense, self.bias).reshape(-1)
+        weights: KeyedTensor = self.sparse(sparse)
+        return weights.values.sum(axis=1) + ops.linear(dense, self.dense, self.bias).reshape(-1)
 
 
 class FieldEmbeddings(Module):
@@ -52,7 +54,7 @@ class FieldEmbeddings(Module):
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         self.features.check(dense, sparse)
-        fields = self.sparse(sparse).stack()
+        fields: Tensor = self.sparse(sparse).stack()
         return (
             ops.concat(fields, self.dense * dense[:, :, None], axis=1) if self.features.num_dense else fields
         )
@@ -101,7 +103,8 @@ class Cross(Module):
         self.bias = Tensor(np.zeros(width, np.float32), requires_grad=True)
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
-        return x0 * self.weight(x) + self.bias + x
+        along: Tensor = self.weight(x)
+        return x0 * along + self.bias + x
 
 
 class CrossV2(Module):
@@ -111,7 +114,8 @@ class CrossV2(Module):
         self.linear = Linear(width, width, rng=rng)
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
-        return x0 * self.linear(x) + x
+        through: Tensor = self.linear(x)
+        return x0 * through + x
 
 
 class LowRankCross(Module):
@@ -122,7 +126,8 @@ class LowRankCross(Module):
         self.u = Linear(rank, width, rng=rng)
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
-        return x0 * self.u(self.v(x)) + x
+        through: Tensor = self.u(self.v(x))
+        return x0 * through + x
 
 
 class MixtureCross(Module):
@@ -144,7 +149,8 @@ class MixtureCross(Module):
         inner = ops.tanh(self.v(x)).reshape(-1, experts, rank).transpose(1, 0, 2)  # (E, B, r)
         inner = ops.tanh(ops.matmul(inner, self.c)).transpose(1, 0, 2)
         gates = ops.softmax(self.gate(x), axis=1).reshape(-1, experts, 1)
-        return x0 * self.u((inner * gates).reshape(-1, experts * rank)) + x
+        through: Tensor = self.u((inner * gates).reshape(-1, experts * rank))
+        return x0 * through + x
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,4 +17,5 @@ class LR(Module):
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         """(B, num_dense) and F keys by B samples -> (B,) logits."""
-        return self.first_order(dense, sparse)
+        logits: Tensor = self.first_order(dense, sparse)
+        return logits

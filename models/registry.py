@@ -96,7 +96,7 @@ def _import_class(path: str) -> Callable[..., Module]:
 
 
 def _options(cls: Callable[..., Module]) -> list[Option]:
-    hints = get_type_hints(cls.__init__)  # type: ignore[misc]  # we want this class's own
+    hints = get_type_hints(cls.__init__)
     keywords = [p for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return [Option(p.name, hints.get(p.name, Any), p.default) for p in keywords if p.name != "seed"]
 

@@ -32,4 +32,6 @@ class WideDeep(Module):
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         """(B, num_dense) and F keys by B samples -> (B,) logits."""
-        return self.wide(dense, sparse) + self.deep(self.inputs(dense, sparse)).reshape(-1)
+        wide: Tensor = self.wide(dense, sparse)
+        deep: Tensor = self.deep(self.inputs(dense, sparse))
+        return wide + deep.reshape(-1)

@@ -7,8 +7,8 @@
         tables/*.npy        one embedding table each, memory-mappable
         rows/*.npy          state of the row optimizer, one file per table and quantity
 
-The newest folder is the last checkpoint, and its state names the best one: no pointer can go stale. Arrays are written once, straight
-from the caller's memory, and read straight into it.
+The newest folder is the last checkpoint, and its state names the best one: no pointer can go stale. Arrays
+are written once, straight from the caller's memory, and read straight into it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -46,7 +46,7 @@ class CheckpointError(ValueError):
 class Content:
     """What a checkpoint holds. Arrays may be views of live memory: saving does not copy them.
 
-    state: JSON values. dense: small arrays, by name. arrays: large ones, by path without suffix ("tables/user").
+    state: JSON values. dense: small arrays, by name. arrays: large ones, by path without suffix.
     """
 
     state: dict[str, Any]
@@ -83,7 +83,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def save_checkpoint(path: Path, content: Content) -> None:
-    """Write the checkpoint folder `path`, atomically and durably: afterwards it is complete or as it was before."""
+    """Write the checkpoint folder `path`, durably; whatever happens, it is complete or as it was before."""
     with atomic_folder(path) as folder:
         for kind in {name.partition("/")[0] for name in content.arrays}:
             (folder / kind).mkdir()
@@ -98,11 +98,12 @@ def save_checkpoint(path: Path, content: Content) -> None:
             folder / "state.json", json.dumps(content.state, indent=1).encode()
         )
         manifest = {"format": FORMAT, "version": VERSION, "tesserec": __version__, "files": listed}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        signed = manifest | {"crc32": _sum_of(manifest)}
+        (folder / "manifest.json").write_text(json.dumps(signed, indent=1))
 
 
 class Checkpoint:
-    """A checkpoint on disk, open for reading. What is read is compared with the manifest's sizes and checksums."""
+    """A checkpoint on disk, open for reading. What is read must have the manifest's sizes and checksums."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -118,13 +119,15 @@ class Checkpoint:
         return load(self._bytes("dense.safetensors"))
 
     def read_into(self, arrays: Mapping[str, Array]) -> None:
-        """Fill every array of {path without suffix: C-contiguous array}, in parallel. They must be all there are."""
-        held = {name.removesuffix(".npy") for name in self.files if name.endswith(".npy")}
+        """Fill every array of {path without suffix: C-contiguous array}, in parallel.
+
+        Of each kind (the path's first part) that is asked for, all must be asked for.
+        """
+        kinds = {name.partition("/")[0] for name in arrays}
+        held = {name.removesuffix(".npy") for name in self.files if name.partition("/")[0] in kinds}
         if held != arrays.keys():
             missing, extra = sorted(arrays.keys() - held), sorted(held - arrays.keys())
-            raise CheckpointError(
-                f"{self.path}: not of this model: it lacks {missing or 'nothing'} and has in excess {extra or 'nothing'}"
-            )
+            raise CheckpointError(f"{self.path}: not of this model: lacks {missing}, has in excess {extra}")
         parallel_map(lambda item: self._read_npy(f"{item[0]}.npy", item[1]), list(arrays.items()))
 
     def _bytes(self, name: str) -> bytes:
@@ -147,9 +150,9 @@ class Checkpoint:
 
     def _check_header(self, name: str, stream: _Checked, out: Array) -> None:
         try:
-            major, _ = np.lib.format.read_magic(stream)  # type: ignore[arg-type]  # it needs only read()
+            major, _ = np.lib.format.read_magic(stream)  # it needs only read()
             read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)  # type: ignore[arg-type]
+            shape, fortran, dtype = read(stream)
         except ValueError as error:
             raise CheckpointError(f"{self.path / name}: not a .npy file: {error}; {_DAMAGED}") from None
         if (shape, dtype) != (out.shape, out.dtype) or fortran:
@@ -176,10 +179,10 @@ _DAMAGED = "the file is damaged: remove this checkpoint's folder, then --resume 
 class _Checked:
     """A file whose bytes pass through a running CRC-32."""
 
-    def __init__(self, file: BinaryIO | Any):
+    def __init__(self, file: Any):
         self.file, self.crc, self.size = file, 0, 0
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int = -1, /) -> bytes:
         data: bytes = self.file.read(count)
         self._count(data)
         return data
@@ -209,7 +212,7 @@ def _write_npy(path: Path, array: Array) -> dict[str, int]:
     with open(path, "wb") as file:
         stream = _Checked(file)
         header = np.lib.format.header_data_from_array_1_0(array)
-        np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]  # it needs only write()
+        np.lib.format.write_array_header_1_0(stream, header)
         stream.write(_bytes_of(array))
     return {"bytes": stream.size, "crc32": stream.crc}
 
@@ -225,20 +228,25 @@ def _bytes_of(array: Array) -> memoryview:
         raise CheckpointError(
             f"an array of shape {array.shape} is not contiguous; tables and their state must be"
         )
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, int]]:
     try:
         manifest = json.loads(path.read_bytes())
+        checksum = manifest.pop("crc32")
         files: dict[str, dict[str, int]] = manifest["files"]
         found = (manifest["format"], manifest["version"])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path}: not a checkpoint's manifest; {_DAMAGED}") from None
+    if checksum != _sum_of(manifest):
+        raise CheckpointError(f"{path}: its checksum is wrong; {_DAMAGED}")
     if found != (FORMAT, VERSION):
-        raise CheckpointError(
-            f"{path}: is {found[0]!r} version {found[1]}, wanted {FORMAT!r} version {VERSION}"
-        )
+        raise CheckpointError(f"{path}: {found[0]!r} version {found[1]}, wanted {FORMAT!r} version {VERSION}")
     return files
+
+
+def _sum_of(manifest: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())

@@ -1,7 +1,7 @@
 """What a training run is, as one frozen, validated file: data, model, optimizer, schedule, train, output.
 
-Sections that name something (`model`, an optimizer, a schedule) hold its options as further keys; these are checked
-against what they name, with the same care, when it is built.
+Sections that name something (`model`, an optimizer, a schedule) hold its options as further keys; these are
+checked against what they name, with the same care, when it is built.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from tesserec.dataio.config import ConfigError, StrictModel, did_you_mean
 
@@ -69,7 +79,7 @@ class ScheduleSection(Named):
 class PlateauSection(StrictModel):
     """Multiply the learning rate by `gamma` after more than `patience` validations without progress."""
 
-    gamma: float = Field(0.1, gt=0, lt=1)
+    gamma: float = Field(0.1, gt=0, le=1)
     patience: NonNegativeInt = 1
     threshold: NonNegativeFloat = 0.0
     floor: NonNegativeFloat = 0.0
@@ -148,16 +158,22 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 
 def checked_options(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` if all of them are keywords of `function`, else ConfigError with the nearest match.
+    """`options` in the types of `function`'s keywords. ConfigError for one it has not, or of a wrong type.
 
     where: path of the section in the config, for the message.
     """
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in options:
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    known = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    checked = {}
+    for key, value in options.items():
         if key not in known:
             near = did_you_mean(key, known)
             raise ConfigError(f"key {where}.{key}: unknown key{near} (known: {', '.join(known)})")
-    return dict(options)
+        try:
+            checked[key] = TypeAdapter(known[key]).validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(f"key {where}.{key}: {error.errors()[0]['msg']}, got {value!r}") from None
+    return checked
 
 
 def chosen(where: str, name: str, table: Mapping[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from tesserec.train.metrics import RankingMetrics
 from tesserec.train.run import RunFolder, without_nan
 from tesserec.train.step import slices
 
+Floats = npt.NDArray[Any]
 ROWS_AT_ONCE = 8192  # rows of a batch without gradients; its slices are those of training
 
 
@@ -39,7 +40,7 @@ def evaluating(model: Module) -> Iterator[None]:
 
 
 def score(model: Module, batch: Batch, slice_size: int) -> npt.NDArray[np.float32]:
-    """(B,) logits of the batch, computed slice by slice on the worker threads. Call inside `evaluating(model)`."""
+    """(B,) logits of a batch, computed slice by slice on the worker threads. For use inside `evaluating`."""
 
     def work(part: Batch) -> npt.NDArray[np.float32]:
         with no_grad():
@@ -50,7 +51,12 @@ def score(model: Module, batch: Batch, slice_size: int) -> npt.NDArray[np.float3
 
 
 def evaluate_run(
-    path: Path, *, data: Path | None = None, split: str = "test", checkpoint: str = "best", compare: Sequence[str] = ()
+    path: Path,
+    *,
+    data: Path | None = None,
+    split: str = "test",
+    checkpoint: str = "best",
+    compare: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """{"model": metrics of a run's model on a split, column: metrics of that column, …}, NaN as None.
 
@@ -90,12 +96,10 @@ def evaluate_split(
     label = label_index(dataset.info, config.data.label)
     grouped, exact = dataset.info.group is not None, config.train.auc == "exact"
     found = {name: RankingMetrics(grouped=grouped, exact_auc=exact) for name in ("model", *compare)}
-    batches = read_batches(
-        dataset, split, ROWS_AT_ONCE, shuffle=False, drop_last=False, keep=bool(compare)
-    )
+    batches = read_batches(dataset, split, ROWS_AT_ONCE, shuffle=False, drop_last=False, keep=bool(compare))
     with closing(batches), evaluating(model):  # type: ignore[type-var]  # a generator
         for batch in batches:
-            scores = {"model": score(model, batch, config.train.slice_size)}
+            scores: dict[str, Floats] = {"model": score(model, batch, config.train.slice_size)}
             scores |= {name: _logits(batch.kept.column(name), name) for name in compare}
             for name, logits in scores.items():
                 found[name].update(logits, batch.labels[:, label], batch.weights, batch.groups)
@@ -103,9 +107,9 @@ def evaluate_split(
     return {name: metrics.compute() for name, metrics in found.items()}
 
 
-def _logits(column: Any, name: str) -> npt.NDArray[np.float64]:
+def _logits(column: Any, name: str) -> Floats:
     """A column of probabilities as logits; 0 and 1 become the nearest number inside."""
-    p = column.to_numpy().astype(np.float64)
+    p: Floats = column.to_numpy().astype(np.float64)
     bad = ~((p >= 0) & (p <= 1))
     if bad.any():
         raise DataError(f"column {name!r}: wanted probabilities in [0, 1], got {p[bad.argmax()]}")

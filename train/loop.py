@@ -1,7 +1,7 @@
-"""The training loop: epochs, validation, early stopping, checkpoints, and stopping and resuming without a trace.
+"""The training loop: epochs, validation, early stopping, checkpoints; stopping and resuming without a trace.
 
-All that the loop remembers is a `State` of numbers. With the arrays of the `Learner` it is the whole truth: a run
-that continues from a checkpoint computes the same bits as one that was never interrupted.
+All that the loop remembers is a `State` of numbers. With the arrays of the `Learner` it is the whole truth: a
+run that continues from a checkpoint computes the same bits as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from tesserec.autograd.workers import one_thread_blas, set_num_threads
 from tesserec.dataio.batch import Batch
 from tesserec.dataio.config import ConfigError
 from tesserec.dataio.dataset import DataError, Dataset
@@ -50,7 +51,6 @@ class State:
     best: dict[str, Any] | None = None  # metrics of the best validation, with its step
     to_beat: float | None = None  # by more than early_stopping.min_delta
     unbeaten: int = 0  # validations in a row that did not
-    plateau: dict[str, Any] = field(default_factory=dict)
     journal: int = 0  # bytes of metrics.jsonl
     finished: str = ""  # why the run is at its end
 
@@ -84,7 +84,7 @@ class Trainer:
         watcher: Watcher | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
-        """should_stop: asked after every step and every batch of a validation; True saves and raises Interrupted."""
+        """should_stop: asked after each step and each batch of a validation; True: save and leave."""
         self.run, self.config, self.settings = run, config, config.train
         self.dataset = Dataset.open(config.data.path)
         _check_validation(self.dataset, config)
@@ -93,11 +93,13 @@ class Trainer:
         self.total_steps = _total_steps(config, self.batches_per_epoch)
         self.learner = Learner(config, self.dataset.info, self.total_steps)
         self.state = State()
+        if self.settings.threads:
+            set_num_threads(self.settings.threads)
         self._unsaved, self._saved_at = True, time.monotonic()
 
     def fit(self) -> State:
-        """Train from the last checkpoint, or from the start, to the end. Raises Interrupted, TrainingError."""
-        with self.run.locked():
+        """Train from the last checkpoint, or the start, to the end. Raises Interrupted, TrainingError."""
+        with self.run.locked(), one_thread_blas():
             self._restore()
             self.journal = Journal(self.run.metrics, self.state.journal)
             with closing(self.journal):
@@ -175,7 +177,7 @@ class Trainer:
         state.loss_sum, state.loss_steps = 0.0, 0
 
     def _duties(self) -> None:
-        """What is due at this step besides learning. Saving is last, so that what is saved includes the rest."""
+        """What is due at this step besides learning. Saving is last, so that it includes the rest."""
         split = self.config.data.valid
         improved = split is not None and self._validation_is_due() and self._validate(split)
         stop = self.should_stop()
@@ -234,7 +236,7 @@ class Trainer:
             state.to_beat, state.unbeaten = value, 0
         else:
             state.unbeaten += 1
-        self.learner.judge(value)
+        self.learner.plateau.update(value)
         return state.best is None or sign * (value - state.best[self.settings.monitored]) > 0
 
     def _save(self) -> None:
@@ -253,8 +255,7 @@ class Trainer:
         remove_temporaries(self.run.checkpoints)
         last = self.run.last()
         if last is not None:
-            self.state = State(**last.state())
-            self.learner.restore(last)
+            self.state = State(**self.learner.restore(last))
             self._unsaved = False
 
 

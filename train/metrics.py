@@ -1,8 +1,9 @@
-"""Streaming metrics of binary predictions: `update` with each batch, `compute` at the end, `merge` partial ones.
+"""Streaming metrics of binary predictions: `update` by batch, `compute` at the end, `merge` of partial ones.
 
 All of them take (B,) arrays: scores, labels 0 or 1, optional sample weights (positive), optional group keys.
-Likelihood metrics keep a few sums in float64. AUC and GAUC are exact, so they keep the scores:
-AUC 4 bytes a row (8 with sample weights), GAUC 13 (17). `HistogramAUC` needs only its bins, and says how far off it can be.
+Likelihood metrics keep a few sums in float64. AUC and GAUC are exact, so they keep the scores: AUC 4 bytes
+a row (8 with sample weights), GAUC 13 (17). `HistogramAUC` needs only its bins, and says how far off it can
+be.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Likelihood:
     """log loss, normalized entropy and calibration of probabilities, from five sums.
 
     log_loss: weighted mean of -log p(label), natural log. Probabilities are held in [1e-15, 1 - 1e-15].
-    ne: log_loss / entropy of the average label; below 1 beats predicting the average (He et al. 2014, section 3).
-    calibration: Σ predicted / Σ observed; 1 is perfect (ibid.).
+    ne: log_loss / entropy of the average label; below 1 beats predicting the average. calibration: Σ
+    predicted / Σ observed; 1 is perfect. Both as in He et al. 2014, section 3.
     """
 
     rows: int = 0
@@ -95,8 +96,9 @@ class Likelihood:
 class AUC:
     """Probability that a positive outscores a negative, ties counting half; weighted when weights are given.
 
-    Exact: equals scikit-learn's `roc_auc_score`. Scores may be logits or anything else that ranks; they are kept as
-    float32 (give logits rather than probabilities: these round to equal values near 1). 4 bytes a row, 8 with weights.
+    Exact: equals scikit-learn's `roc_auc_score`. Scores may be logits or anything else that ranks; they are
+    kept as float32 (better logits than probabilities: these round to ties near 1). 4 bytes a row, 8 with
+    weights.
     """
 
     positive: list[F4] = field(default_factory=list)
@@ -139,8 +141,8 @@ class AUC:
 class HistogramAUC:
     """AUC of scores counted into `bins` equal bins of their sigmoid: fixed memory, 16 bytes a bin.
 
-    Approximate, hence its own name: pairs that share a bin count half. `auc_histogram_error` bounds the distance to
-    the exact value. scores: logits.
+    Approximate, hence its own name: pairs that share a bin count half. `auc_histogram_error` bounds the
+    distance to the exact value. scores: logits.
     """
 
     bins: int = 1 << 16
@@ -176,10 +178,10 @@ class HistogramAUC:
 
 @dataclass
 class GAUC:
-    """Mean AUC within groups, each weighing as many samples as it has (or their weights) (Zhu et al. 2017, section 4.2).
+    """Mean AUC within groups, each weighing as many samples as it has, or their weights.
 
-    Groups whose labels are all equal have no AUC and are left out; `gauc_groups` counts those that remain.
-    13 bytes a row, 17 with sample weights.
+    Zhu et al. 2017, section 4.2. Groups whose labels are all equal have no AUC and are left out;
+    `gauc_groups` counts those that remain. 13 bytes a row, 17 with sample weights.
     """
 
     parts: list[tuple[F4, npt.NDArray[np.bool_], npt.NDArray[np.int64], F4 | None]] = field(
@@ -216,7 +218,7 @@ class GAUC:
 
 
 class RankingMetrics:
-    """The metrics of a ranking model from its logits, as one: AUC, log loss, NE, calibration, and GAUC given groups."""
+    """The metrics of a ranking model from its logits: AUC, log loss, NE, calibration; GAUC given groups."""
 
     def __init__(self, *, grouped: bool = False, exact_auc: bool = True):
         self.likelihood = Likelihood()
@@ -284,7 +286,7 @@ def _unweighted_auc(positive: F4, negative: F4) -> float:
     twice_won = 0
     for piece in _pieces(len(positive)):
         for side in ("left", "right"):
-            twice_won += int(negative.searchsorted(positive[piece], side).sum())  # type: ignore[call-overload]
+            twice_won += int(negative.searchsorted(positive[piece], side).sum())
     return twice_won / 2 / len(positive) / len(negative)
 
 
@@ -296,7 +298,7 @@ def _weighted_auc(positive: F4, positive_weight: F4, negative: F4, negative_weig
     np.cumsum(negative_weight[order], dtype=np.float64, out=below[1:])
     twice_won = 0.0
     for piece in _pieces(len(positive)):
-        left, right = (negative.searchsorted(positive[piece], side) for side in ("left", "right"))  # type: ignore[call-overload]
+        left, right = (negative.searchsorted(positive[piece], side) for side in ("left", "right"))
         twice_won += float(positive_weight[piece].astype(np.float64) @ (below[left] + below[right]))
     pairs = float(positive_weight.sum(dtype=np.float64)) * float(below[-1])
     return twice_won / 2 / pairs if pairs else np.nan

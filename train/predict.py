@@ -27,8 +27,8 @@ Columns = Literal["none", "kept", "all"]
 Rows = tuple[Any, Any]  # (table to take output columns from, table of training columns)
 
 
-def predict(
-    run: RunFolder,
+def predict_files(
+    path: Path,
     inputs: Sequence[Path],
     output: Path,
     *,
@@ -38,12 +38,14 @@ def predict(
     checkpoint: str = "best",
     each: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write `output`, a Parquet file with one row per input row, in order -> number of rows.
+    """Write `output`, Parquet with the scores of every input row in order -> number of rows. path: a run folder.
 
     raw: the inputs are raw files, for the run's own encoder; else Parquet with the training columns.
-    columns: which input columns stand beside the score: none, those the schema keeps (with labels and group), or all.
-    name: of the score column, float32, the probability of a positive label. The file appears when it is complete.
+    columns: which input columns stand beside the score: none, those the schema keeps with labels and group,
+    or all. name: of the score column, float32, the probability of a positive label. The file appears when
+    complete.
     """
+    run = RunFolder.open(path)
     info, size, model = run.dataset(), run.config().train.slice_size, load_model(run, checkpoint)
     source = _raw_rows(run, inputs) if raw else _prepared_rows(inputs)
     done = 0
@@ -113,7 +115,7 @@ class _Writer:
 
 
 def to_batch(rows: Any, info: DatasetInfo) -> Batch:
-    """Training columns, as an Arrow record batch -> Batch without labels. DataError on what a model cannot read."""
+    """Training columns, an Arrow record batch -> Batch without labels. DataError naming row and column."""
     dense = np.empty((rows.num_rows, len(info.dense)), np.float32)
     for i, name in enumerate(info.dense):
         dense[:, i] = _column(rows, name).cast(pa.float32()).to_numpy(zero_copy_only=False)

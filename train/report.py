@@ -51,7 +51,7 @@ def write_curve(path: Path, journal: Path, *, title: str, monitored: str) -> Non
             figure.savefig(temporary, format="png")
 
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": "#cbd2d9",
@@ -149,12 +149,14 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
 
 
 def _markdown(report: Mapping[str, Any]) -> str:
-    facts = [("", "")] + [(k.replace("_", " "), shown(v)) for k, v in report.items() if k not in _TABLES]
+    facts = [("", ""), *((k.replace("_", " "), shown(v)) for k, v in report.items() if k not in _TABLES)]
     parts = [f"# {report['model']} on {report['data']}", _table(facts)]
     for name in _TABLES:
         if report.get(name):
-            rows = [(TITLES.get(k, k), shown(v)) for k, v in report[name].items() if k not in ("kind", "best")]
-            parts += [f"## {name.replace('_', ' ').capitalize()}", _table([("", "")] + rows)]
+            rows = [
+                (TITLES.get(k, k), shown(v)) for k, v in report[name].items() if k not in ("kind", "best")
+            ]
+            parts += [f"## {name.replace('_', ' ').capitalize()}", _table([("", ""), *rows])]
     return "\n\n".join([*parts, "![learning curve](curve.png)"]) + "\n"
 
 
@@ -170,4 +172,6 @@ def shown(value: Any) -> str:
     """A number as people read it."""
     if value is None:
         return "–"
-    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )

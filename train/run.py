@@ -7,7 +7,8 @@
     metrics.jsonl     one line per logged or validated step
     curve.png, report.md, report.json
 
-It comes into being whole, with its first three members, so a process killed at any moment leaves a folder that can be resumed.
+It comes into being whole, with its first three members, so a process killed at any moment leaves a folder
+that can be resumed.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ class RunFolder:
         return Checkpoint(checkpoint_folder(self.checkpoints, steps[-1])) if steps else None
 
     def best(self) -> Checkpoint | None:
-        """The checkpoint with the best validation, which the last one names; the last one before any validation."""
+        """The checkpoint with the best validation, which the last one names; without any, the last one."""
         last = self.last()
-        best = last and last.state()["best"]
+        best = last and last.state()["progress"]["best"]
         return Checkpoint(checkpoint_folder(self.checkpoints, best["step"])) if best else last
 
     def checkpoint(self, which: str) -> Checkpoint:
@@ -114,7 +115,7 @@ class RunFolder:
 
 
 def open_run(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
-    """The run folder `config.output`, new or, with `resume`, the one that is there. RunError says what is in the way."""
+    """The run folder `config.output`: new, or with `resume` the one that is there. RunError if in doubt."""
     path, dataset = config.output, Dataset.open(config.data.path)
     if path is None:
         raise RunError("key output: name the run folder")
@@ -135,8 +136,12 @@ def _standing(run: RunFolder) -> str:
     last = run.last()
     if last is None:
         return "a run was started here"
-    state = last.state()
-    return f"a run is finished here ({state['finished']})" if state["finished"] else f"a run stands here at step {state['step']}"
+    state = last.state()["progress"]
+    return (
+        f"a run is finished here ({state['finished']})"
+        if state["finished"]
+        else f"a run stands here at step {state['step']}"
+    )
 
 
 class Journal:

@@ -1,8 +1,9 @@
 """One training step: slices of a batch through the model on worker threads, one update of every parameter.
 
-The batch is cut into slices of a fixed size. Each runs its whole forward and backward on one thread, with one-thread BLAS; losses and
-gradients are summed in slice order. So the result has the same bits for any number of threads. A slice draws its
-randomness from (seed, step, slice), so a step is a function of the parameters, the batch and its number.
+The batch is cut into slices of a fixed size. Each runs its whole forward and backward on one thread, with
+one-thread BLAS; losses and gradients are summed in slice order. So the result has the same bits for any
+number of threads. A slice draws its randomness from (seed, step, slice): a step is a function of the
+parameters, the batch and its number.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def loss_and_gradients(
 ) -> tuple[float, Gradients]:
     """(mean loss of the batch, its gradient by parameter); no parameter is touched.
 
-    The mean is weighted where the batch has weights. A model that couples samples gets the batch as one slice.
+    The mean is weighted where the batch has weights. A model that couples samples gets it as one slice.
     """
     size = batch.batch_size if model.needs_whole_batch else options.slice_size
     total = float(batch.batch_size if batch.weights is None else batch.weights.sum(dtype=np.float64))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from numba import njit
-
-from tesserec.autograd.kernels.jit import kernel
+from tesserec.autograd.kernels.jit import dot_kernel, kernel
 
 
-# The one exception to "no fast-math": a dot product is summed in vector lanes. Which lanes is settled when the kernel
-# is compiled, so the bits depend on the processor, as those of BLAS do, but never on threads or on the batch.
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+@dot_kernel
 def pairwise_dot(x, out):
     """out[b] = x[b, i]·x[b, j] for i < j in row-major order: (B, N, D) -> (B, N(N-1)/2)."""
     B, N, D = x.shape

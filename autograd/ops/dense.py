@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tesserec.autograd.kernels import dense as kernels
@@ -23,7 +25,7 @@ def matmul(x: Array, y: Array) -> Result:
 
 def _flat(x: Array) -> Array:
     """(…, I) -> (n, I)."""
-    return x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _product(x: Array, w: Array, b: Array | None) -> Array:
@@ -32,7 +34,7 @@ def _product(x: Array, w: Array, b: Array | None) -> Array:
         raise ValueError("wanted x (…, I) and w (O, I) with the same I: check the layer's fan_in")
     if b is not None and b.shape != w.shape[:1]:
         raise ValueError(f"wanted b of shape ({w.shape[0]},)")
-    return np.matmul(x, w.T)
+    return np.asarray(x @ w.T)
 
 
 @op
@@ -136,7 +138,7 @@ def pairwise_dot(x: Array) -> Result:
 
 
 def _pairwise_dot_pullback(x: Array, g: Array) -> Array:
-    """Σ_j g[b, (i, j)]·x[b, j] over j ≠ i: a product with the symmetric matrix of `g`, some samples at a time."""
+    """Σ_j g[b, (i, j)]·x[b, j] over j ≠ i: a product with the symmetric matrix of `g`, in blocks."""
     B, N, _ = x.shape
     out = np.empty_like(x)
     matrices = np.empty((min(B, 128), N, N), x.dtype)

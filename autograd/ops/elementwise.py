@@ -1,4 +1,4 @@
-"""Ops that work element by element. Two arguments broadcast as in numpy; each gradient is summed back to its shape."""
+"""Ops that work element by element. Two arguments broadcast, and each gradient is summed back."""
 
 from __future__ import annotations
 

@@ -38,33 +38,37 @@ def max(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
 
     def pullback(g: Array) -> Array:
         best = x == top
-        return spread(g, x, axis) * best / best.sum(axis=axis, keepdims=True, dtype=x.dtype)
+        share = best / best.sum(axis=axis, keepdims=True, dtype=x.dtype)
+        return np.asarray(spread(g, x, axis) * share)
 
     return top if keepdims else np.squeeze(top, axis), (pullback,)
 
 
-def _logsumexp(x: Array, axis: int) -> Array:
-    """log Σ e^x over `axis`, kept, without overflow."""
-    top = x.max(axis=axis, keepdims=True)
-    return np.asarray(top + np.log(np.exp(x - top).sum(axis=axis, keepdims=True)))
+def _shifted(x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """x - max x, its exponential, and the sum of that over `axis`. No overflow, no digits lost."""
+    below = x - x.max(axis=axis, keepdims=True)
+    powers = np.exp(below)
+    return below, powers, powers.sum(axis=axis, keepdims=True)
 
 
 @op
 def logsumexp(x: Array, *, axis: int = -1) -> Result:
     """log Σ e^x over `axis`, without overflow."""
-    value = _logsumexp(x, axis)
-    return value.squeeze(axis), (lambda g: spread(g, x, axis) * np.exp(x - value),)
+    _, powers, total = _shifted(x, axis)
+    value = (np.log(total) + x.max(axis=axis, keepdims=True)).squeeze(axis)
+    return value, (lambda g: spread(g, x, axis) * (powers / total),)
 
 
 @op
 def softmax(x: Array, *, axis: int = -1) -> Result:
     """e^x / Σ e^x over `axis`."""
-    value = np.exp(x - _logsumexp(x, axis))
+    _, powers, total = _shifted(x, axis)
+    value = powers / total
     return value, (lambda g: value * (g - (g * value).sum(axis=axis, keepdims=True)),)
 
 
 @op
 def log_softmax(x: Array, *, axis: int = -1) -> Result:
     """x - log Σ e^x over `axis`."""
-    value = x - _logsumexp(x, axis)
-    return value, (lambda g: g - np.exp(value) * g.sum(axis=axis, keepdims=True),)
+    below, powers, total = _shifted(x, axis)
+    return below - np.log(total), (lambda g: g - powers / total * g.sum(axis=axis, keepdims=True),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,5 +78,6 @@ def gather(x: Array, *, index: npt.NDArray[np.integer[Any]]) -> Result:
 
 
 def _add_rows(buffer: Array, index: Array, values: Array) -> None:
-    rows = np.ascontiguousarray(values).reshape(index.size, -1)
-    kernels.add_rows(buffer.reshape(len(buffer), -1), index.reshape(-1), rows)
+    width = math.prod(buffer.shape[1:])
+    rows = np.ascontiguousarray(values).reshape(index.size, width)
+    kernels.add_rows(buffer.reshape(len(buffer), width), index.reshape(-1), rows)

@@ -81,7 +81,7 @@ class DLRM:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return float(loss)
+        return float(loss.item())
 
 
 def main() -> None:

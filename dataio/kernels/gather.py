@@ -8,6 +8,8 @@ much: every pick then misses the cache.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -19,7 +21,7 @@ def join_floats(source, out):
     """out = source; whether every value is finite."""
     good = True
     for i in range(len(source)):
-        good &= np.abs(source[i]) < np.inf
+        good = good and math.isfinite(source[i])
         out[i] = source[i]
     return good
 
@@ -29,7 +31,7 @@ def join_ids(source, limit, out):
     """out = source, narrowed to the type of `out`; whether every id is in [0, limit)."""
     good = True
     for i in range(len(source)):
-        good &= np.uint64(source[i]) < np.uint64(limit)  # a negative id is a huge unsigned one
+        good = good and bool(np.uint64(source[i]) < np.uint64(limit))  # a negative id is a huge unsigned one
         out[i] = source[i]
     return good
 

@@ -14,16 +14,18 @@ from tesserec.embeddings.kernels.jit import kernel
 from tesserec.embeddings.kernels.memory import float32_at, int64_at, like_at, prefetch
 
 DIGIT = 11  # bits of a row that one pass of the radix sort looks at, at most
-AHEAD = 8  # runs or entries between what is asked for and what is read
+AHEAD = 8  # entries between the gradient that is asked for and the one that is read
+LINE = 64  # bytes
 
 
 @kernel
 def sort_lanes(lanes, first, last, keys, entries, grads, scales, runs, run_rows):
     """Entries of the tables of lanes first … last-1, sorted by row, and their runs.
 
-    lanes: (S,) LANE, by table. keys, entries: (2, N) u4 work space; entries[0] is the result. grads: (N,) i8 and
-    scales: (N,), where each entry's gradient lies, and its factor. runs, run_rows: (N,) i8; from the table's first
-    entry on, the first entry of each run and its row of the pool; the rest of the table's share is -1.
+    lanes: (S,) LANE, by table. keys, entries: (2, N) u4, work space. grads: (2, N) i8, where each entry's gradient
+    lies, and scales: (2, N), its factor; sorted in [0], as they came in [1]. runs, run_rows: (N,) i8; from the
+    table's first entry on, the first entry of each run and its row of the pool; the rest of the table's share
+    is -1.
     """
     while first < last:
         stop = first + 1
@@ -36,13 +38,15 @@ def sort_lanes(lanes, first, last, keys, entries, grads, scales, runs, run_rows)
         passes = (bits + DIGIT - 1) // DIGIT
         source = passes & 1  # so that the last pass ends in 0
         for k in range(first, stop):
-            _list_entries(lanes[k], keys[source], entries[source], grads, scales)
+            _list_entries(lanes[k], keys[source], entries[source], grads[1], scales[1])
         shift = 0
         for done in range(passes):
             width = (bits - shift + passes - done - 1) // (passes - done)
             a, b = (source + done) & 1, (source + done + 1) & 1
             _sort_by_digit(keys[a, lo:hi], entries[a, lo:hi], keys[b, lo:hi], entries[b, lo:hi], shift, width)
             shift += width
+        for i in range(lo, hi):  # now, while they are in cache
+            grads[0, i], scales[0, i] = grads[1, entries[0, i]], scales[1, entries[0, i]]
         _bound_runs(keys[0], lo, hi, lanes[first].first_row, runs, run_rows)
         first = stop
 
@@ -110,15 +114,17 @@ def compact_runs(runs, run_rows, starts, rows):
 
 
 @kernel
-def sum_runs(entries, grads, scales, starts, lo, hi, out):
+def sum_runs(grads, scales, starts, lo, hi, out):
     """out[u] = Σ scale·gradient over the entries starts[u] … starts[u + 1] - 1, for runs lo … hi-1; out: (U, D)."""
     width = out.shape[1]
     last = starts[hi] - 1
     for u in range(lo, hi):
-        total = out[u]
+        total = out[np.uint64(u)]
         for i in range(starts[u], starts[u + 1]):
-            prefetch(grads[entries[min(i + AHEAD, last)]])
-            grad, scale = like_at(out, grads[entries[i]]), scales[entries[i]]
+            ahead = grads[min(i + AHEAD, last)]
+            for line in range(0, width * out.itemsize, LINE):
+                prefetch(ahead + line)
+            grad, scale = like_at(out, grads[i]), scales[i]
             if i == starts[u]:
                 for d in range(width):
                     total[d] = scale * grad[d]

@@ -21,6 +21,7 @@ LN2 = np.float32(0.6931471805599453)
 EIGHTH = np.uint64((1 << 22) - 1)
 SIGN, SWAP = np.uint64(1 << 22), np.uint64(1 << 23)
 EIGHTH_TURN = np.float32(np.pi / 4 / (1 << 21))
+ROOT_HALF = np.int32(0x3F3504F3)  # the bits of √½
 F = np.float32
 
 
@@ -42,11 +43,11 @@ def fill_uniform(out, key, first_row, bound):
         row, base = out[np.uint64(r)], np.uint64(first_row + r) * ROW
         for c in range(width // 2):
             bits = _bits(key, base + np.uint64(c))
-            row[2 * c] = np.float32(np.int64(bits >> np.uint64(40)) - 8388608) * scale
-            row[2 * c + 1] = np.float32(np.int64(bits & LOW) - 8388608) * scale
+            row[2 * c] = np.float32(np.int32(np.int32(bits >> np.uint64(40)) - (1 << 23))) * scale
+            row[2 * c + 1] = np.float32(np.int32(np.int32(bits & LOW) - (1 << 23))) * scale
         if width % 2:
             bits = _bits(key, base + np.uint64(width // 2))
-            row[width - 1] = np.float32(np.int64(bits >> np.uint64(40)) - 8388608) * scale
+            row[width - 1] = np.float32(np.int32(np.int32(bits >> np.uint64(40)) - (1 << 23))) * scale
 
 
 @kernel
@@ -61,9 +62,9 @@ def fill_normal(out, key, first_row, std):
         row, base = out[np.uint64(r)], np.uint64(first_row + r) * ROW
         for c in range((width + 1) // 2):
             bits = _bits(key, base + np.uint64(c))
-            uniform = np.float32(np.int32(bits >> np.uint64(40)) + np.int32(1)) * UNIT
+            uniform = np.float32(np.int32(np.int32(bits >> np.uint64(40)) + 1)) * UNIT
             radius = np.sqrt(np.float32(-2.0) * _log(uniform)) * scale
-            angle = np.float32(np.int32(bits & EIGHTH) - np.int32(1 << 21)) * EIGHTH_TURN
+            angle = np.float32(np.int32(np.int32(bits & EIGHTH) - (1 << 21))) * EIGHTH_TURN
             square = angle * angle
             near, off = radius * _cos(square), radius * angle * _sin_ratio(square)
             if bits & SIGN:
@@ -78,9 +79,9 @@ def fill_normal(out, key, first_row, std):
 @kernel
 def _log(x):
     """ln x of a normal float32 > 0, to 1e-7. Polynomial of Moshier's Cephes, logf."""
-    bits = F(x).view(np.int32) - np.int32(0x3F3504F3)  # √½: the mantissa m lies in [√½, √2)
-    exponent = bits >> np.int32(23)
-    m = ((bits & np.int32(0x7FFFFF)) + np.int32(0x3F3504F3)).view(np.float32) - F(1)
+    bits = np.int32(F(x).view(np.int32) - ROOT_HALF)  # so that the mantissa m lies in [√½, √2)
+    exponent = bits >> 23
+    m = np.int32((bits & 0x7FFFFF) + ROOT_HALF).view(np.float32) - F(1)
     y = F(7.0376836292e-2) * m - F(1.1514610310e-1)
     y = y * m + F(1.1676998740e-1)
     y = y * m - F(1.2420140846e-1)

@@ -10,7 +10,14 @@ from typing import Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 console = Console(stderr=True)  # people read stderr; stdout carries results, so that `--json | jq` works
@@ -63,6 +70,6 @@ def progress_bar(description: str, total: float | None, unit: str = "rows") -> I
         task = progress.add_task(description, total=total, note="")
 
         def update(done: float | None, note: str = "", total: float | None = None) -> None:
-            progress.update(task, completed=done, note=note, **({} if total is None else {"total": total}))
+            progress.update(task, completed=done, total=total, note=note)
 
         yield update

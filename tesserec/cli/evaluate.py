@@ -16,10 +16,14 @@ def evaluate(
         Path | None, typer.Option("--data", help="Another prepared data set than the run's.")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Which of its splits.")] = "test",
-    checkpoint: Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which weights.")] = "best",
+    checkpoint: Annotated[
+        Literal["best", "last"], typer.Option("--checkpoint", help="Which weights.")
+    ] = "best",
     compare: Annotated[
         list[str] | None,
-        typer.Option("--compare-column", help="Measure this kept column of probabilities as well; repeatable."),
+        typer.Option(
+            "--compare-column", help="Measure this kept column of probabilities as well; repeatable."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

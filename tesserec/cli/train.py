@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tesserec.cli.console import console, out, progress_bar
+from tesserec.cli.console import console, metric_table, out, progress_bar
 
 if TYPE_CHECKING:
     from tesserec.train.loop import State
@@ -24,15 +24,17 @@ def train(
     config: Annotated[Path, typer.Argument(help="What to train: a YAML or TOML file.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as train.epochs=3; repeatable."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a key, such as train.epochs=3; repeatable."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run that is there.")] = False,
 ) -> None:
     """Train a ranking model on a prepared data set.
 
-    Ctrl-C finishes the step, saves, and says how to go on. The run folder holds all that `tesserec evaluate` and
-    `tesserec predict` need.
+    Ctrl-C finishes the step, saves, and says how to go on. The run folder holds all that `tesserec evaluate`
+    and `tesserec predict` need.
     """
     from tesserec.dataio.config import read_config
     from tesserec.train.config import TrainConfig
@@ -93,7 +95,7 @@ class _Bar:
 
 @contextmanager
 def _noting_signals() -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM inside is only noted, in the list that this yields; a second leaves at once."""
+    """The first SIGINT or SIGTERM inside is only noted, in the list this yields; a second leaves at once."""
     seen: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -112,11 +114,12 @@ def _noting_signals() -> Iterator[list[int]]:
 
 def _show(report: dict[str, Any]) -> None:
     """The outcome as a table, and where things are."""
-    from tesserec.train.report import shown
 
     best = report["best_validation"] or {}
-    console.print(f"[bold]{report['outcome']}[/]: {report['samples']:,} samples in {report['training_seconds']:.1f} s"
-                  f" ({report['samples_per_second'] or 0:,.0f} a second), {report['threads']} threads")
+    console.print(
+        f"[bold]{report['outcome']}[/]: {report['samples']:,} samples in {report['training_seconds']:.1f} s"
+        f" ({report['samples_per_second'] or 0:,.0f} a second), {report['threads']} threads"
+    )
     if best:
         out.print(metric_table({f"validation, step {best['step']:,}": best}))
     console.print(f"report, learning curve and checkpoints are in {report['run']}", soft_wrap=True)

@@ -17,7 +17,11 @@ from tesserec.dataio.schema import Format, RawType, SchemaError
 
 COLUMNS: Mapping[str, RawType] = {"y": "float", "c": "string", "x": "float"}
 CSV = "y,x,c,extra\n1,0.5,00a1,z\n0,,b,z\n1,-2,,z\n"
-ROWS = [{"y": 1.0, "c": "00a1", "x": 0.5}, {"y": 0.0, "c": "b", "x": None}, {"y": 1.0, "c": None, "x": -2.0}]
+ROWS: list[dict[str, Any]] = [
+    {"y": 1.0, "c": "00a1", "x": 0.5},
+    {"y": 0.0, "c": "b", "x": None},
+    {"y": 1.0, "c": None, "x": -2.0},
+]
 
 
 def rows_of(file: Path, columns: Mapping[str, RawType] = COLUMNS, text: Format | None = None) -> list[Any]:
@@ -36,7 +40,7 @@ def put(path: Path, content: str | bytes) -> Path:
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
-    table = pa.Table.from_pylist([{**row, "extra": "z"} for row in ROWS])
+    table = pa.Table.from_pylist([row | {"extra": "z"} for row in ROWS])
     pq.write_table(table, tmp_path / "a.parquet")
     for name, opened in (("a.arrow", pa.ipc.new_file), ("b.arrow", pa.ipc.new_stream)):
         with opened(str(tmp_path / name), table.schema) as writer:

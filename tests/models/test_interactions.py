@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ def test_cross_v1() -> None:
 
 
 def test_cross_v2() -> None:
-    layer = CrossV2(W, rng=rng)
+    layer: Any = CrossV2(W, rng=rng)
     w, b = layer.linear.weight.data, rng.standard_normal(W).astype(np.float32)
     layer.linear.bias.data[...] = b
     wanted = np.stack([x0 * (w @ x + b) + x for x0, x in zip(X0, X, strict=True)])
@@ -34,14 +36,15 @@ def test_cross_v2() -> None:
 
 
 def test_full_rank_equals_v2_of_the_product() -> None:
-    low, full = LowRankCross(W, RANK, rng=rng), CrossV2(W, rng=rng)
+    low: Any = LowRankCross(W, RANK, rng=rng)
+    full: Any = CrossV2(W, rng=rng)
     full.linear.weight.data[...] = low.u.weight.data @ low.v.weight.data
     full.linear.bias.data[...] = low.u.bias.data
     close(low(Tensor(X0), Tensor(X)), full(Tensor(X0), Tensor(X)).data)
 
 
 def test_mixture_is_the_gated_sum_of_experts() -> None:
-    layer = MixtureCross(W, RANK, EXPERTS, rng=rng)
+    layer: Any = MixtureCross(W, RANK, EXPERTS, rng=rng)
     layer.u.bias.data[...] = rng.standard_normal(W)
     gates = np.exp(X @ layer.gate.weight.data.T)
     gates /= gates.sum(axis=1, keepdims=True)

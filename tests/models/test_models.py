@@ -120,7 +120,7 @@ def test_training_lowers_the_loss(name: str, options: dict[str, Any]) -> None:
     dense, sparse, labels = sample(batch_size=64)
     pools = [(n, p) for n, p in model.named_parameters() if isinstance(p, Pool)]
     rest = [(n, p) for n, p in model.named_parameters() if not isinstance(p, Pool)]
-    optimizers = [Adam(rest, lr=0.02), RowAdagrad(pools, lr=0.2)]
+    optimizers: list[Any] = [Adam(rest, lr=0.02), RowAdagrad(pools, lr=0.2)]
     losses = []
     for _ in range(30):
         loss = bce_with_logits(model(dense, sparse), labels)
