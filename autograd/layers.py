@@ -41,8 +41,6 @@ class Linear(Module):
         self.bias = Tensor(np.zeros(fan_out, np.float32), requires_grad=True) if bias else None
 
     def forward(self, x: Operand) -> Tensor:
-        if self.bias is None:
-            return ops.linear(x, self.weight)
         return ops.linear(x, self.weight, self.bias)
 
 

@@ -220,10 +220,11 @@ def op(fn: Callable[..., tuple[Any, Sequence[Pullback]]]) -> Callable[..., Tenso
     """`fn(*arrays, **static) -> (value, pullbacks)`, lifted to a function of Tensors.
 
     Positional arguments are differentiable, and may be Tensors, arrays, numbers or None; keyword arguments
-    are static. There is one pullback per positional argument. A pullback returns the gradient of its
-    argument in the argument's shape: an array, a `Piece`, or any object with `+`. It may return the
-    gradient it was given, but must not write to it; it is called only where needed, so costly work belongs
-    inside it. A ValueError from `fn` is raised again with the op's name and the shapes of its arguments.
+    are static. There is one pullback per positional argument, also for optional ones. A pullback returns
+    the gradient of its argument in the argument's shape: an array, a `Piece`, or any object with `+`. It
+    may return the gradient it was given, but must not write to it; it is called only where needed, so
+    costly work belongs inside it. A ValueError from `fn` is raised again with the op's name and the shapes
+    of its arguments.
     """
 
     @functools.wraps(fn)
@@ -240,7 +241,7 @@ def op(fn: Callable[..., tuple[Any, Sequence[Pullback]]]) -> Callable[..., Tenso
             parents = [a if isinstance(a, Tensor) and a.requires_grad else None for a in args]
             if any(p is not None for p in parents):
                 result.requires_grad = True
-                result.node = Node(fn.__name__, parents, pullbacks)
+                result.node = Node(fn.__name__, parents, pullbacks[: len(args)])
         return result
 
     return lifted
@@ -332,7 +333,8 @@ def gradients(output: Tensor, grad: npt.ArrayLike | None = None, *, retain_graph
         g = sums.take(tensor)
         for parent, pullback in zip(node.parents, node.pullbacks, strict=True):
             if parent is not None:
-                sums.add(parent, pullback(g), node)
+                given = pullback(g)
+                sums.add(parent, g.copy() if given is g and parent.node is None else given, node)
     return sums.finish()
 
 
@@ -429,12 +431,10 @@ class _Sums:
         return buffer
 
     def finish(self) -> Gradients:
-        """What is left, the leaves', each array copied where it might be held elsewhere too."""
-        held: set[int] = set()
+        """What is left, the leaves', with views of other arrays copied."""
         for tensor, g in self.grads.items():
-            if isinstance(g, np.ndarray) and (g.base is not None or id(g) in held):
+            if isinstance(g, np.ndarray) and g.base is not None:
                 self.grads[tensor] = g.copy()
-            held.add(id(g))
         return self.grads
 
 

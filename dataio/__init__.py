@@ -1,1 +1,1 @@
-"""Raw logs → encoded Parquet → training batches. Import from the modules; they load numba and Arrow when needed."""
+"""Raw logs → encoded Parquet → training batches. Import from the modules, which load numba when needed."""

@@ -2,7 +2,7 @@
 
     logit = bias + Σ effects of the counts + Σ effect of each id + Σ ⟨u, v⟩ over some pairs of columns
 
-An effect shrinks with the rarity of its id, as n / (n + 500) where n is how often a million rows show it:
+An effect shrinks with the rarity of its id, as n / (n + 2000) where n is how often a million rows show it:
 what no model could learn is not there to be learned. The pairs need a model that multiplies embeddings. Rows
 come in blocks, each a function of (seed, number of the block).
 """
@@ -27,13 +27,13 @@ KAGGLE_CARDINALITIES = (
     *(27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572),
 )
 MULTI_HOT_CARDINALITY = 20_000
-PAIRS = ((0, 4), (1, 5), (4, 7), (7, 24), (18, 21), (13, 16))  # columns whose embeddings interact
+PAIRS = ((5, 13), (16, 21), (22, 24), (4, 7))  # columns whose embeddings interact
 NUM_SINGLE = len(KAGGLE_CARDINALITIES)
 DELIMITER = "|"
 RANK = 2
 EFFECT_IDS = 1 << 17  # rarer ids than these have no effect, whatever the cardinality
-LOGIT_DEVIATION = 1.32
-SHARES = {"dense": 0.25, "first": 0.6, "pairs": 0.15}  # of the variance of the logit
+LOGIT_DEVIATION = 1.36
+SHARES = {"dense": 0.42, "first": 0.55, "pairs": 0.03}  # of the variance of the logit
 CLICK_RATE = 0.25
 
 F4 = npt.NDArray[np.float32]
@@ -98,10 +98,10 @@ def _id_column(cardinality: int, exponent: float, rng: np.random.Generator) -> I
 
 
 def _shrinkage(cardinality: int, exponent: float) -> F4:
-    """(min(cardinality, EFFECT_IDS),): n / (n + 500) for ids that a million rows show n times."""
+    """(min(cardinality, EFFECT_IDS),): n / (n + 2000) for ids that a million rows show n times."""
     edges = (np.arange(min(cardinality, EFFECT_IDS) + 1) + 1.0) ** (1 - exponent)
     shown = 1e6 * np.diff(edges) / ((cardinality + 1.0) ** (1 - exponent) - 1)
-    return (shown / (shown + 500)).astype(np.float32)
+    return (shown / (shown + 2000)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +143,7 @@ class PlantedModel:
         rng = np.random.default_rng([options.seed, 0])
         cards = [min(c, options.max_ids) for c in KAGGLE_CARDINALITIES]
         cards += [min(MULTI_HOT_CARDINALITY, options.max_ids)] * options.multi_hot
-        self.columns = [_id_column(card, rng.uniform(1.05, 1.25), rng) for card in cards]
+        self.columns = [_id_column(card, rng.uniform(1.2, 1.5), rng) for card in cards]
         self.factors = [[_factor(self.columns[column], rng) for column in pair] for pair in PAIRS]
         self.level = rng.uniform(0.5, 4, (NUM_DENSE, 1)).astype(np.float32)
         self.spread = rng.uniform(0.7, 1.4, (NUM_DENSE, 1)).astype(np.float32)

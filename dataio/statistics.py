@@ -1,8 +1,8 @@
 """Statistics of a column in one pass and bounded memory: how many distinct ids and how skewed, quantiles.
 
-Past a limit both kinds go on with a sample chosen by hash: `IdCounter` of the keys, so that the counts of those
-kept are exact (after Gibbons, "Distinct sampling", VLDB 2001), `NumberSketch` of the values. What is estimated
-from a sample says so.
+Past a limit both kinds go on with a sample chosen by hash: `IdCounter` of the keys, so that the counts of
+those kept are exact (after Gibbons, "Distinct sampling", VLDB 2001), `NumberSketch` of the values. What is
+estimated from a sample says so.
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ def write_synth(
 
 def synth_schema(name: str, options: SynthOptions) -> str:
     """The schema, as YAML, that prepares what `write_synth` writes."""
+    min_count = max(2, options.rows // 20_000)  # rarer ids have next to no effect
     lines = [
         f"# Synthetic click logs of `tesserec data synth`, seed {options.seed}.",
         f"name: {json.dumps(name)}",
@@ -71,10 +72,10 @@ def synth_schema(name: str, options: SynthOptions) -> str:
         "dense:",
         "  - {column: I1..I13, fill: 0, transform: log1p}",
         "sparse:",
-        "  - {column: C1..C26, min_count: 10}",
+        f"  - {{column: C1..C26, min_count: {min_count}}}",
     ]
     if options.multi_hot:
-        lines += [f'  - {{column: M1..M{options.multi_hot}, delimiter: "{DELIMITER}", min_count: 10}}']
+        lines += [f'  - {{column: M1..M{options.multi_hot}, delimiter: "{DELIMITER}", min_count: {min_count}}}']
     if options.p_true:
         lines += ["keep: {column: p_true, type: float}  # the probability that drew the label"]
     return "\n".join([*lines, "split: {by: ratio, train: 0.8, valid: 0.1, test: 0.1}", ""])

@@ -46,8 +46,8 @@ Init = Uniform | Normal | XavierNormal | Constant
 class EmbeddingConfig:
     """A table of num_embeddings rows of width embedding_dim, read by the features `feature_names`.
 
-    Ids run from 0 to num_embeddings - 1. init: see `Uniform`, `Normal`, `XavierNormal`, `Constant`; the values
-    depend on the collection's seed, the table's name, and row and column, on nothing else.
+    Ids run from 0 to num_embeddings - 1. init: see `Uniform`, `Normal`, `XavierNormal`, `Constant`; the
+    values depend on the collection's seed, the table's name, and row and column, on nothing else.
     """
 
     name: str

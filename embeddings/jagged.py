@@ -1,10 +1,10 @@
-"""Jagged (ragged) id features: one flat value buffer and one offset buffer, which is what an Arrow list column is.
+"""Jagged (ragged) id features: one flat value buffer and one offset buffer, like an Arrow list column.
 
 Layout, the same everywhere in this project: F keys by B samples, key-major. Bag `f * B + b` is
 `values[offsets[f * B + b] : offsets[f * B + b + 1]]`, the ids of key f in sample b.
 
-Everything here is a frozen view: nothing is cached and nothing mutates. Constructors check what they are given,
-so that no kernel has to.
+Everything here is a frozen view: nothing is cached and nothing mutates. Constructors check what they are
+given, so that no kernel has to.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class JaggedTensor:
         return [rows[lo:hi] for lo, hi in pairwise(self.offsets.tolist())]
 
     def to_padded_dense(self, length: int | None = None, padding: float = 0) -> Any:
-        """(B, length) or (B, length, D): each bag from the left, cut or filled with `padding`; Tensor where values is one.
+        """(B, length) or (B, length, D): each bag from the left, cut at `length` or filled with `padding`.
 
-        length: that of the longest bag unless given.
+        A Tensor where `values` is one. length: that of the longest bag unless given.
         """
         lengths = self.lengths
         length = int(lengths.max(initial=0)) if length is None else length
@@ -92,10 +92,10 @@ class JaggedTensor:
             raise JaggedError(f"to_padded_dense: length is {length}, wanted 0 or more")
         taken = np.arange(length) < lengths[:, None]
         position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], lengths)
-        places = {"kept": position < length, "taken": taken, "padding": padding}
+        kept = position < length
         if isinstance(self.values, Tensor):
-            return _padded_tensor(self.values, **places)
-        return _padded(self.values, **places)[0]
+            return _padded_tensor(self.values, kept=kept, taken=taken, padding=padding)
+        return _padded(self.values, kept=kept, taken=taken, padding=padding)[0]
 
     def __repr__(self) -> str:
         shape = f"{len(self)} bags, {len(self.values)} values"
@@ -161,8 +161,8 @@ class KeyedJaggedTensor:
     def from_arrow(cls, batch: Any, keys: Sequence[str], *, weighted: bool = False) -> Self:
         """Integer columns `keys` of an Arrow record batch or table: lists, or one id per row.
 
-        A null list is an empty bag; a null id is an InvalidIdError. weighted: column "key.weights" beside each
-        key holds the weights, in the same lists. One copy, that of joining the columns.
+        A null list is an empty bag; a null id is an InvalidIdError. weighted: column "key.weights" beside
+        each key holds the weights, in the same lists. One copy, that of joining the columns.
         """
         columns = [_arrow_bags(batch, key) for key in keys]
         weights = [
@@ -255,7 +255,7 @@ class KeyedJaggedTensor:
         return KeyedJaggedTensor(self.keys, self._select(self.values, lo, offsets), offsets, weights)
 
     def to_arrow(self) -> Any:
-        """Record batch of one list<int64> column per key, and "key.weights" list<float> where there are weights."""
+        """Record batch: one list<int64> column per key, and "key.weights" of list<float> if weighted."""
         columns: dict[str, Any] = {}
         for key, jagged in self.to_dict().items():
             columns[key] = _arrow_lists(jagged.offsets, jagged.values)
@@ -401,7 +401,8 @@ def _arrow_bags(batch: Any, key: str) -> JaggedTensor:
         at = int(np.argmax(items.is_null().to_numpy(zero_copy_only=False)))
         sample = int(np.searchsorted(offsets, at, side="right")) - 1
         raise InvalidIdError(
-            f"feature {key!r}, sample {sample}: the id is null, wanted an integer: fill or drop nulls when the data is prepared"
+            f"feature {key!r}, sample {sample}: the id is null, wanted an integer: "
+            "fill or drop nulls when the data is prepared"
         )
     if not (pa.types.is_integer(items.type) or pa.types.is_null(items.type)):
         raise InvalidIdError(
@@ -419,7 +420,7 @@ def _arrow_weights(batch: Any, key: str, bags: JaggedTensor) -> JaggedTensor:
     items, offsets = _arrow_items(_arrow_column(batch, f"{key}.weights"))
     if items.null_count or not np.array_equal(offsets, bags.offsets):
         raise JaggedError(
-            f"column '{key}.weights' has nulls or lists of other lengths than {key!r}: wanted one weight per id"
+            f"column '{key}.weights' has nulls, or lists of other lengths than {key!r}: wanted one per id"
         )
     return JaggedTensor(bags.values, bags.offsets, items.to_numpy(zero_copy_only=False))
 

@@ -25,8 +25,8 @@ class KeyedTensor:
         wanted = (len(self.values), sum(self.lengths))
         if len(self.keys) != len(self.lengths) or self.values.shape != wanted:
             raise ValueError(
-                f"KeyedTensor: {len(self.keys)} keys of widths {self.lengths} with values of shape {self.values.shape}, "
-                f"wanted {wanted}"
+                f"KeyedTensor: {len(self.keys)} keys of widths {self.lengths} with values of shape "
+                f"{self.values.shape}, wanted {wanted}"
             )
 
     def __getitem__(self, key: str) -> Tensor:

@@ -41,9 +41,7 @@ def lookup(bags: Sequence[Bags], shape: tuple[int, int]) -> Tensor:
 
 
 @op
-def _lookup(
-    *pools: Array, bags: Sequence[Bags], shape: tuple[int, int]
-) -> tuple[Array, Sequence[Pullback]]:
+def _lookup(*pools: Array, bags: Sequence[Bags], shape: tuple[int, int]) -> tuple[Array, Sequence[Pullback]]:
     out = np.empty(shape, pools[0].dtype)
 
     def pool_bags(span: tuple[int, int]) -> None:
@@ -51,7 +49,9 @@ def _lookup(
             kernels.pool_bags(pool, part.lanes, *span, out)
 
     parallel_map(pool_bags, even_spans(shape[0], _LEAST))
-    return out, [_pullback(part.pool.bounds, pool.shape[1], part) for pool, part in zip(pools, bags, strict=True)]
+    return out, [
+        _pullback(part.pool.bounds, pool.shape[1], part) for pool, part in zip(pools, bags, strict=True)
+    ]
 
 
 def _pullback(bounds: Rows, width: int, bags: Bags) -> Callable[[Array], RowGrad]:

@@ -1,4 +1,4 @@
-"""Pool: the tables of one width and data type, stacked in one matrix, so that one kernel call serves them all."""
+"""Pool: the tables of one width and data type, stacked in one matrix, so that one kernel serves them all."""
 
 from __future__ import annotations
 

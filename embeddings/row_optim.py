@@ -1,13 +1,13 @@
 """Row optimizers: the formulas of `tesserec.autograd.optim`, for the rows of a pool that a RowGrad names.
 
-Rows without a gradient are left alone, and so is their state: nothing decays, nothing moves on. Distinct rows are
-shared out among threads, so the result has the same bits for any number of them.
+Rows without a gradient are left alone, and so is their state: nothing decays, nothing moves on. Distinct rows
+are shared out among threads, so the result has the same bits for any number of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,14 +41,16 @@ class RowOptimizer:
         self.steps = 0
         for name, pool in self.pools.items():
             if not isinstance(pool, Pool):
-                raise TypeError(f"parameter {name!r} is no Pool: give it to an optimizer of tesserec.autograd.optim")
+                raise TypeError(
+                    f"parameter {name!r} is no Pool: give it to an optimizer of tesserec.autograd.optim"
+                )
         self.state = {
-            name: {slot: self.new_slot(slot, pool) for slot in self.slots} for name, pool in self.pools.items()
+            name: {slot: self.new_slot(pool) for slot in self.slots} for name, pool in self.pools.items()
         }
 
-    def new_slot(self, slot: str, pool: Pool) -> Array:
+    def new_slot(self, pool: Pool) -> Array:
         """State of all rows of a pool at the start: zeros, which cost no memory until they are touched."""
-        return aligned(pool.data.shape, pool.dtype, np.zeros)
+        return aligned(pool.shape, pool.dtype, np.zeros)
 
     def step(self) -> None:
         """Update the rows that each pool's gradient names."""
@@ -97,7 +99,10 @@ class RowSGD(RowOptimizer):
 
 
 class RowAdagrad(RowOptimizer):
-    """s += g², w -= lr·g / (√s + eps), element by element; s starts at `initial`. Duchi, Hazan & Singer 2011."""
+    """s += g², w -= lr·g / (√s + eps), by element; s starts at `initial`. Duchi, Hazan & Singer 2011.
+
+    With `row_wise`, a row has one s, and g² is the mean over its elements: `RowWiseAdagrad`.
+    """
 
     slots = ("total",)
 
@@ -109,36 +114,42 @@ class RowAdagrad(RowOptimizer):
         eps: float = 1e-10,
         initial: float = 0.0,
         weight_decay: float = 0.0,
+        row_wise: bool = False,
     ):
+        self.row_wise = row_wise
         super().__init__(named_pools, lr=lr, weight_decay=weight_decay)
         self.eps = eps
         if initial:
             for array in self._arrays().values():
                 array.fill(initial)
 
-    def update(self, rows: Array, grads: Array, pool: Array, *slots: Array) -> None:
-        kernels.adagrad(rows, grads, pool, *slots, self.lr, self.weight_decay, self.eps)
-
-
-class RowWiseAdagrad(RowAdagrad):
-    """s += mean(g²), w -= lr·g / (√s + eps), with one s per row: 1/D of Adagrad's state.
-
-    Gupta, Bengio & Weston 2014, section 3; as "exact row-wise Adagrad" in FBGEMM.
-    """
-
-    def new_slot(self, slot: str, pool: Pool) -> Array:
-        return aligned(pool.data.shape[:1], pool.dtype, np.zeros)
+    def new_slot(self, pool: Pool) -> Array:
+        shape = pool.shape[:1] if self.row_wise else pool.shape
+        return aligned(shape, pool.dtype, np.zeros)
 
     def update(self, rows: Array, grads: Array, pool: Array, *slots: Array) -> None:
-        kernels.rowwise_adagrad(rows, grads, pool, *slots, self.lr, self.weight_decay, self.eps)
+        kernel = kernels.rowwise_adagrad if self.row_wise else kernels.adagrad
+        kernel(rows, grads, pool, *slots, self.lr, self.weight_decay, self.eps)
+
+
+def RowWiseAdagrad(
+    named_pools: Named,
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    initial: float = 0.0,
+    weight_decay: float = 0.0,
+) -> RowAdagrad:
+    """Adagrad with one s per row, s += mean(g²): 1/D of the state. FBGEMM's "exact row-wise Adagrad"."""
+    return RowAdagrad(named_pools, lr=lr, eps=eps, initial=initial, weight_decay=weight_decay, row_wise=True)
 
 
 class RowAdam(RowOptimizer):
-    """Lazy Adam: m = β₁·m + (1 - β₁)·g, s = β₂·s + (1 - β₂)·g², w -= lr·m̂ / (√ŝ + eps), for touched rows only.
+    """Lazy Adam: m = β₁·m + (1 - β₁)·g, s = β₂·s + (1 - β₂)·g², w -= lr·m̂ / (√ŝ + eps), of touched rows only.
 
-    Moments of a row stand still while it has no gradient, where Adam's would decay and go on moving it. The bias
-    correction counts the steps of the optimizer, not those of the row. Kingma & Ba 2015, algorithm 1, with the
-    laziness of TensorFlow's LazyAdamOptimizer and torch's SparseAdam.
+    The moments of a row stand still while it has no gradient, where Adam's would decay and go on moving it.
+    The bias correction, m̂ = m / (1 - β₁ᵗ) and ŝ = s / (1 - β₂ᵗ), counts the steps of the optimizer, not those
+    of the row. Kingma & Ba 2015, algorithm 1; lazy as TensorFlow's LazyAdamOptimizer and torch's SparseAdam.
     """
 
     slots = ("mean", "square")
@@ -163,7 +174,7 @@ class RowAdam(RowOptimizer):
         kernels.adam(rows, grads, pool, *slots, lr, self.weight_decay, (beta1, beta2), self.eps * root)
 
 
-ROW_OPTIMIZERS: dict[str, type[RowOptimizer]] = {
+ROW_OPTIMIZERS: dict[str, Callable[..., RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
     "rowwise_adagrad": RowWiseAdagrad,

@@ -1,8 +1,8 @@
 """RowGrad: the gradient of a pool, named by the rows that were touched, summed when it is first looked at.
 
-The pullback of a lookup only notes what it was given. Parts of several lookups (slices of a batch, several batches,
-several losses) are joined by `+`. Sorting and summing happen once, over all parts, when `rows` or `values` is
-asked for: see docs/decisions/0002.
+The pullback of a lookup only notes what it was given. Parts of several lookups (slices of a batch, several
+batches, several losses) are joined by `+`. Sorting and summing happen once, over all parts, when `rows` or
+`values` is asked for: see docs/decisions/0002.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ _LEAST = 4096  # entries or rows that are worth a task of their own
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What one lookup left. lanes: (S,) LANE whose `grad` is set; held: the arrays that lanes give addresses of."""
+    """What one lookup left. lanes: (S,) LANE with `grad`; held: the arrays that they give addresses of."""
 
     lanes: Array
     held: tuple[Any, ...]
@@ -40,8 +40,6 @@ class RowGrad:
     rows:   (U,) int64, increasing.
     values: (U, D), each the sum over all parts, first part first.
     """
-
-    __array_ufunc__ = None  # array + RowGrad is ours to refuse
 
     def __init__(self, bounds: Rows, width: int, dtype: np.dtype[Any], parts: Sequence[Part]):
         """bounds: (T + 1,) first row of each table of the pool, and R. width, dtype: those of the pool."""
@@ -65,10 +63,7 @@ class RowGrad:
     def __add__(self, other: Any) -> RowGrad:
         """Both gradients' parts, in this order."""
         if not isinstance(other, RowGrad) or other.bounds is not self.bounds:
-            raise TypeError(
-                "a pool's gradient is a RowGrad of the rows that were looked up, and adds only to another of that pool: "
-                "use a pool through its collection; for L2 regularization, give the row optimizer weight_decay"
-            )
+            self._refuse()
         return RowGrad(self.bounds, self.width, self.dtype, self.parts + other.parts)
 
     __radd__ = __add__
@@ -108,13 +103,25 @@ class RowGrad:
         dense[self.rows] = self.values
         return dense
 
+    def __array_ufunc__(self, *_: Any, **named: Any) -> Any:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise TypeError(
+            "a pool's gradient is a RowGrad, which adds only to another RowGrad of that pool: "
+            "use a pool through its collection; for L2 regularization, give the row optimizer weight_decay"
+        )
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        return self.to_dense().astype(dtype or self.dtype, copy=False)
+
     def __repr__(self) -> str:
         ids = sum(int(part.lanes["count"].sum()) for part in self.parts)
         return f"RowGrad(shape={self.shape}, {ids} ids in {len(self.parts)} parts)"
 
 
 def _ordered(parts: Sequence[Part]) -> Array:
-    """All lanes, by table, then by column, then by part: slicing a batch does not change the order of its ids."""
+    """All lanes by table, then column, then part: slicing a batch does not change the order of its ids."""
     lanes = np.concatenate([part.lanes for part in parts])
     return lanes[np.lexsort((lanes["column"], lanes["table"]))]
 

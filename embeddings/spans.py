@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,10 +13,10 @@ Span = tuple[int, int]
 
 
 def even_spans(total: int, least: int) -> list[Span]:
-    """range(total) in up to `PIECES` consecutive (lo, hi) of equal length, none shorter than about `least`."""
+    """range(total) in up to `PIECES` consecutive (lo, hi) of one length, none shorter than about `least`."""
     pieces = max(1, min(PIECES, total // least))
     bounds = [total * k // pieces for k in range(pieces + 1)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True)) if total else []
+    return list(pairwise(bounds)) if total else []
 
 
 def weighted_spans(ends: npt.NDArray[np.int64], least: int) -> list[Span]:
@@ -22,4 +24,4 @@ def weighted_spans(ends: npt.NDArray[np.int64], least: int) -> list[Span]:
     total = int(ends[-1]) if len(ends) else 0
     marks = [hi for _, hi in even_spans(total, least)]
     cuts = [0, *(np.searchsorted(ends, marks) + 1).tolist()]
-    return [(lo, hi) for lo, hi in zip(cuts[:-1], cuts[1:], strict=True) if lo < hi]
+    return [(lo, hi) for lo, hi in pairwise(cuts) if lo < hi]

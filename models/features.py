@@ -12,6 +12,10 @@ import numpy.typing as npt
 from tesserec.embeddings.config import EmbeddingBagConfig, Init, Normal
 from tesserec.embeddings.jagged import KeyedJaggedTensor
 
+# Models that meet fields only in products sit on a saddle near 0, and 1/√num_embeddings makes features of few
+# values loud. Best on ML-100k's validation split among this, .01, .1, 1/√n and Xavier over four models.
+INIT = Normal(0.03)
+
 
 class ModelError(ValueError):
     """A model was named, configured or fed wrongly."""
@@ -36,8 +40,8 @@ class Features:
         if self.pooling not in ("mean", "sum"):
             raise ModelError(f"pooling is {self.pooling!r}, wanted 'mean' or 'sum'")
 
-    def tables(self, dim: int, init: Init | None = None) -> list[EmbeddingBagConfig]:
-        """One table of width `dim` per sparse feature, under its name; N(0, 0.01²) unless `init` is given."""
+    def tables(self, dim: int, init: Init = INIT) -> list[EmbeddingBagConfig]:
+        """One table of width `dim` per sparse feature, under its name."""
         return [
             EmbeddingBagConfig(
                 name=name,
@@ -45,7 +49,7 @@ class Features:
                 embedding_dim=dim,
                 feature_names=(name,),
                 pooling=self.pooling,
-                init=init or Normal(0.01),
+                init=init,
             )
             for name, num_embeddings in self.sparse.items()
         ]

@@ -21,7 +21,7 @@ from tesserec.embeddings.collection import EmbeddingBagCollection
 from tesserec.embeddings.config import Constant
 from tesserec.embeddings.jagged import KeyedJaggedTensor
 from tesserec.embeddings.keyed_tensor import KeyedTensor
-from tesserec.models.features import Features, ModelError
+from tesserec.models.features import INIT, Features, ModelError
 
 Dense = npt.NDArray[np.float32]  # (B, num_dense)
 
@@ -49,7 +49,7 @@ class FieldEmbeddings(Module):
         self.features = features
         self.num_fields = len(features.sparse) + features.num_dense
         self.sparse = EmbeddingBagCollection(features.tables(dim), seed=seed)
-        dense = rng.normal(0.0, 0.01, (features.num_dense, dim)).astype(np.float32)
+        dense = rng.normal(0.0, INIT.std, (features.num_dense, dim)).astype(np.float32)
         self.dense = Tensor(dense, requires_grad=True)
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:

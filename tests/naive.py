@@ -31,7 +31,9 @@ def pooled(table: Array, ids: Array, weights: Array, mean: bool) -> Array:
     return total / max(len(ids), 1) if mean else total
 
 
-def pooled_gradient(shape: tuple[int, int], bags: list[tuple[Array, Array]], grads: Array, mean: bool) -> Array:
+def pooled_gradient(
+    shape: tuple[int, int], bags: list[tuple[Array, Array]], grads: Array, mean: bool
+) -> Array:
     """Gradient of a table whose bags of (ids, weights) had output gradients `grads` (bags, D)."""
     total = np.zeros(shape)
     for (ids, weights), g in zip(bags, grads, strict=True):

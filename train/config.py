@@ -100,7 +100,7 @@ class TrainSection(StrictModel):
     seed: NonNegativeInt = 0
     slice_size: PositiveInt = 512
     threads: PositiveInt | None = None  # null: all of the machine's; never changes a result
-    log_every: PositiveInt = 50
+    log_every: PositiveInt = 20
     validate_every: PositiveInt | None = None  # null: at the end of each epoch
     checkpoint_every: PositiveInt | None = None
     checkpoint_seconds: PositiveFloat | None = 600.0

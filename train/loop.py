@@ -22,13 +22,12 @@ from tesserec.train.checkpoint import (
     checkpoint_folder,
     checkpoint_steps,
     remove_checkpoint,
-    remove_temporaries,
     save_checkpoint,
 )
 from tesserec.train.config import TrainConfig
 from tesserec.train.evaluate import evaluate_split
 from tesserec.train.learner import Learner
-from tesserec.train.run import Journal, RunFolder, without_nan
+from tesserec.train.run import Journal, find_run, without_nan
 from tesserec.train.step import TrainingError
 
 
@@ -63,10 +62,11 @@ def _ignore(*_: Any) -> None:
 class Watcher:
     """Functions that are told how training goes.
 
-    stepped(state, loss of the step, steps in all), validating(rows seen), validated(line of the journal),
-    saved(step, seconds it took).
+    started(state, steps in all), stepped(state, loss of the step, steps in all), validating(rows seen),
+    validated(line of the journal), saved(step, seconds it took).
     """
 
+    started: Callable[[State, int], None] = _ignore
     stepped: Callable[[State, float, int], None] = _ignore
     validating: Callable[[int], None] = _ignore
     validated: Callable[[dict[str, Any]], None] = _ignore
@@ -74,33 +74,43 @@ class Watcher:
 
 
 class Trainer:
-    """Trains one run: `fit` starts or continues, and returns why it ended."""
+    """One training run: `Trainer(config).fit()`."""
 
     def __init__(
         self,
-        run: RunFolder,
         config: TrainConfig,
         *,
+        resume: bool = False,
+        overwrite: bool = False,
         watcher: Watcher | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
-        """should_stop: asked after each step and each batch of a validation; True: save and leave."""
-        self.run, self.config, self.settings = run, config, config.train
+        """Checks everything and builds the model; writes nothing.
+
+        resume: go on with the run in `config.output`, if there is one. overwrite: replace it. should_stop:
+        asked after each step and each batch of a validation; when True, `fit` saves and raises Interrupted.
+        """
+        self.config, self.settings = config, config.train
         self.dataset = Dataset.open(config.data.path)
+        self.run, self.resuming = find_run(config, self.dataset, resume=resume, overwrite=overwrite)
         _check_validation(self.dataset, config)
         self.watcher, self.should_stop = watcher or Watcher(), should_stop
         self.batches_per_epoch = _batches_per_epoch(self.dataset, config)
         self.total_steps = _total_steps(config, self.batches_per_epoch)
-        self.learner = Learner(config, self.dataset.info, self.total_steps)
-        self.state = State()
         if self.settings.threads:
             set_num_threads(self.settings.threads)
+        self.learner = Learner(config, self.dataset.info, self.total_steps)
+        self.state = State()
         self._unsaved, self._saved_at = True, time.monotonic()
 
     def fit(self) -> State:
-        """Train from the last checkpoint, or the start, to the end. Raises Interrupted, TrainingError."""
+        """Train to the end, from the start or the last checkpoint. Raises Interrupted, TrainingError."""
+        if not self.resuming:
+            self.run.begin(self.config, self.dataset)
         with self.run.locked(), one_thread_blas():
-            self._restore()
+            if self.resuming:
+                self._restore()
+            self.watcher.started(self.state, self.total_steps)
             self.journal = Journal(self.run.metrics, self.state.journal)
             with closing(self.journal):
                 if self.state.step:
@@ -252,7 +262,7 @@ class Trainer:
 
     def _restore(self) -> None:
         """Continue from the last checkpoint, if there is one."""
-        remove_temporaries(self.run.checkpoints)
+        self.run.begin_again(self.config)
         last = self.run.last()
         if last is not None:
             self.state = State(**self.learner.restore(last))

@@ -38,7 +38,7 @@ def predict_files(
     checkpoint: str = "best",
     each: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write `output`, Parquet with the scores of every input row in order -> number of rows. path: a run folder.
+    """Write `output`, Parquet with the score of every input row, in order -> number of rows.
 
     raw: the inputs are raw files, for the run's own encoder; else Parquet with the training columns.
     columns: which input columns stand beside the score: none, those the schema keeps with labels and group,

@@ -81,20 +81,19 @@ def _draw_loss(axes: Any, training: Sequence[Any], validation: Sequence[Any]) ->
     if np.isfinite(seen).any():  # the first few steps must not flatten the rest
         low, high = np.nanmin(seen), np.nanquantile(seen, 0.98)
         axes.set_ylim(low - 0.08 * (high - low) - 1e-6, high + 0.12 * (high - low) + 1e-6)
+    axes.set_xlim(left=0)
     axes.legend(loc="upper right")
 
 
 def _draw_metric(axes: Any, validation: Sequence[Any], monitored: str) -> None:
     axes.set(title=f"validation {TITLES[monitored]}", xlabel="step")
-    steps, values = _series(validation, monitored)
-    axes.plot(steps, values, color=ORANGE, marker="o", markersize=4)
+    axes.plot(*_series(validation, monitored), color=ORANGE, marker="o", markersize=4)
     for best in [line for line in validation if line["best"]][-1:]:
-        at = (best["step"], best[monitored])
-        axes.plot(*at, marker="o", markersize=10, fillstyle="none", color=INK)
-        axes.annotate(
-            f"best {at[1]:.5f}", at, xytext=(0, -16), textcoords="offset points", ha="center", color=INK
-        )
-    axes.margins(x=0.1, y=0.25)
+        step, value = best["step"], best[monitored]
+        axes.plot(step, value, marker="o", markersize=11, fillstyle="none", color=INK)
+        axes.set_title(f"validation {TITLES[monitored]}: best {value:.5f} at step {step:,}")
+    axes.margins(y=0.15)
+    axes.set_xlim(left=0)
     axes.ticklabel_format(useOffset=False)
 
 

@@ -28,7 +28,13 @@ import yaml
 from tesserec.dataio.atomic import atomic_file, atomic_folder
 from tesserec.dataio.config import read_config
 from tesserec.dataio.dataset import Dataset, DatasetInfo, read_dataset_info, write_dataset_info
-from tesserec.train.checkpoint import Checkpoint, CheckpointError, checkpoint_folder, checkpoint_steps
+from tesserec.train.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_folder,
+    checkpoint_steps,
+    remove_temporaries,
+)
 from tesserec.train.config import TrainConfig, differences
 
 
@@ -37,24 +43,13 @@ class RunError(ValueError):
 
 
 class RunFolder:
-    """A run on disk. `RunFolder.create` makes one, `RunFolder.open` finds one."""
+    """A run on disk, or a place for one. `RunFolder.open` wants it to be there."""
 
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.encoder = path / "encoder"
         self.metrics = path / "metrics.jsonl"
-
-    @classmethod
-    def create(cls, path: Path, config: TrainConfig, dataset: Dataset) -> RunFolder:
-        """A new run folder at `path`, in place of anything that stood there."""
-        with atomic_folder(path) as folder:
-            (folder / "config.yaml").write_text(_yaml(config))
-            write_dataset_info(folder, dataset.info)
-            if dataset.encoder_path.is_dir():
-                shutil.copytree(dataset.encoder_path, folder / "encoder")
-            (folder / "checkpoints").mkdir()
-        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -89,15 +84,18 @@ class RunFolder:
             raise CheckpointError(f"{self.checkpoints}: no checkpoint yet; train on with --resume")
         return found
 
-    def continue_with(self, config: TrainConfig, dataset: Dataset) -> None:
-        """Take over what may change in a configuration; RunError for what may not."""
-        changes = differences(self.config(), config)
-        if changes:
-            raise RunError(
-                f"{self.path}: cannot continue with another configuration:\n  " + "\n  ".join(changes)
-            )
-        if self.dataset() != dataset.info:
-            raise RunError(f"{self.path}: {dataset.path} is not the data set this run was started with")
+    def begin(self, config: TrainConfig, dataset: Dataset) -> None:
+        """Make the folder, in place of anything that stood here."""
+        with atomic_folder(self.path) as folder:
+            (folder / "config.yaml").write_text(_yaml(config))
+            write_dataset_info(folder, dataset.info)
+            if dataset.encoder_path.is_dir():
+                shutil.copytree(dataset.encoder_path, folder / "encoder")
+            (folder / "checkpoints").mkdir()
+
+    def begin_again(self, config: TrainConfig) -> None:
+        """Take note of what has changed in the configuration, and sweep up what a killed process left."""
+        remove_temporaries(self.checkpoints)
         with atomic_file(self.path / "config.yaml") as file:
             file.write_text(_yaml(config))
 
@@ -114,34 +112,48 @@ class RunFolder:
             os.close(handle)
 
 
-def open_run(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
-    """The run folder `config.output`: new, or with `resume` the one that is there. RunError if in doubt."""
-    path, dataset = config.output, Dataset.open(config.data.path)
+def find_run(
+    config: TrainConfig, dataset: Dataset, *, resume: bool = False, overwrite: bool = False
+) -> tuple[RunFolder, bool]:
+    """(the run folder `config.output`, whether to continue the run in it). Writes nothing.
+
+    RunError when a run is there and neither is asked for, when it is in use, and for any folder that is not
+    a run.
+    """
+    path = config.output
     if path is None:
         raise RunError("key output: name the run folder")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return RunFolder.create(path, config, dataset)
-    run = RunFolder.open(path)  # never overwrites a folder that is not a run
+        return RunFolder(path), False
+    run = RunFolder.open(path)
     with run.locked():
-        if overwrite:
-            return RunFolder.create(path, config, dataset)
-        if not resume:
-            raise RunError(f"{path}: {_standing(run)}; --resume continues it, --overwrite starts anew")
-        run.continue_with(config, dataset)
-    return run
+        if not (resume or overwrite):
+            raise RunError(f"{path}: {_standing(run)}")
+        if not overwrite:
+            _check_same(run, config, dataset)
+    return run, not overwrite
+
+
+def _check_same(run: RunFolder, config: TrainConfig, dataset: Dataset) -> None:
+    """RunError unless the run may go on with this configuration and data set."""
+    changes = differences(run.config(), config)
+    if changes:
+        listed = "\n  ".join(changes)
+        raise RunError(f"{run.path}: cannot go on with another configuration; it was → it is now\n  {listed}")
+    if run.dataset() != dataset.info:
+        raise RunError(f"{run.path}: {dataset.path} is not the data set that this run was started with")
 
 
 def _standing(run: RunFolder) -> str:
-    """How far a run is, in words."""
+    """How far a run is and what can be done, in words."""
     last = run.last()
-    if last is None:
-        return "a run was started here"
-    state = last.state()["progress"]
-    return (
-        f"a run is finished here ({state['finished']})"
-        if state["finished"]
-        else f"a run stands here at step {state['step']}"
-    )
+    progress = last.state()["progress"] if last else {"finished": "", "step": 0}
+    if progress["finished"]:
+        return (
+            f"a run is finished here ({progress['finished']}); --overwrite starts anew, "
+            "--resume with a larger train.epochs trains on"
+        )
+    return f"a run stands here at step {progress['step']}; --resume continues it, --overwrite starts anew"
 
 
 class Journal:

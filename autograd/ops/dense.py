@@ -29,12 +29,14 @@ def _flat(x: Array) -> Array:
 
 
 def _product(x: Array, w: Array, b: Array | None) -> Array:
-    """x·wᵀ after the shapes are checked: (…, I), (O, I) -> (…, O)."""
+    """x·wᵀ in a fresh, contiguous array, after the shapes are checked: (…, I), (O, I) -> (…, O)."""
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[1]:
         raise ValueError("wanted x (…, I) and w (O, I) with the same I: check the layer's fan_in")
     if b is not None and b.shape != w.shape[:1]:
         raise ValueError(f"wanted b of shape ({w.shape[0]},)")
-    return np.asarray(x @ w.T)
+    z = np.empty((*x.shape[:-1], len(w)), x.dtype)
+    np.matmul(_flat(x), w.T, out=_flat(z))
+    return z
 
 
 @op
@@ -43,12 +45,11 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Result:
     z = _product(x, w, b)
     if b is not None:
         z += b
-    pullbacks = (
+    return z, (
         lambda g: g @ w,
         lambda g: _flat(g).T @ _flat(x),
         lambda g: _flat(g).sum(axis=0),
     )
-    return z, pullbacks[: 2 if b is None else 3]
 
 
 @op

@@ -1,9 +1,9 @@
 """From lanes with gradients to one summed gradient per touched row, in two passes.
 
-`sort_lanes` lists every id of a table with its place in the gradients, sorts by row and bounds the runs of equal
-rows; `sum_runs` adds up each run. Sorting is stable and a run is added in its order, so a sum depends neither on
-how many threads there are nor on which of them does it. An entry is one id of one lane; entries of all tables
-lie one table after the other in arrays of the caller's.
+`sort_lanes` lists every id of a table with its place in the gradients, sorts by row and bounds the runs of
+equal rows; `sum_runs` adds up each run. Sorting is stable and a run is added in its order, so a sum depends
+neither on how many threads there are nor on which of them does it. An entry is one id of one lane; entries of
+all tables lie one table after the other in arrays of the caller's.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ LINE = 64  # bytes
 def sort_lanes(lanes, first, last, keys, entries, grads, scales, runs, run_rows):
     """Entries of the tables of lanes first … last-1, sorted by row, and their runs.
 
-    lanes: (S,) LANE, by table. keys, entries: (2, N) u4, work space. grads: (2, N) i8, where each entry's gradient
-    lies, and scales: (2, N), its factor; sorted in [0], as they came in [1]. runs, run_rows: (N,) i8; from the
-    table's first entry on, the first entry of each run and its row of the pool; the rest of the table's share
-    is -1.
+    lanes: (S,) LANE, by table. keys, entries: (2, N) u4, work space. grads: (2, N) i8, where each entry's
+    gradient lies, and scales: (2, N), its factor; sorted in [0], as they came in [1]. runs, run_rows: (N,)
+    i8; from the table's first entry on, the first entry of each run and its row of the pool, then -1.
     """
     while first < last:
         stop = first + 1
@@ -102,7 +101,7 @@ def _bound_runs(keys, lo, hi, first_row, runs, run_rows):
 
 @kernel
 def compact_runs(runs, run_rows, starts, rows):
-    """Close up what `sort_lanes` left -> U, the number of runs. starts: (N + 1,), starts[U] = N; rows: (N,)."""
+    """Close up the runs that `sort_lanes` left -> U, their number. rows: (N,); starts: (N + 1,)."""
     u = 0
     for i in range(run_rows.shape[0]):
         if run_rows[i] >= 0:
@@ -115,7 +114,7 @@ def compact_runs(runs, run_rows, starts, rows):
 
 @kernel
 def sum_runs(grads, scales, starts, lo, hi, out):
-    """out[u] = Σ scale·gradient over the entries starts[u] … starts[u + 1] - 1, for runs lo … hi-1; out: (U, D)."""
+    """out[u] = Σ scale·gradient over entries starts[u] … starts[u + 1] - 1, for runs lo … hi-1."""
     width = out.shape[1]
     last = starts[hi] - 1
     for u in range(lo, hi):

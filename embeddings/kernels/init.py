@@ -1,8 +1,8 @@
 """First values of tables: random numbers that are a function of (key, row, column), whoever draws them.
 
-Counter-based: the two numbers of columns 2c and 2c + 1 come from the 64 bits that SplitMix64 (Steele, Lea & Flood
-2014, section 5) gives as number row·2²⁴ + c of its stream `key`. All arithmetic is IEEE single precision written
-out here, so values are the same on every machine.
+Counter-based: the two numbers of columns 2c and 2c + 1 come from the 64 bits that SplitMix64 (Steele, Lea &
+Flood 2014, section 5) gives as number row·2²⁴ + c of its stream `key`. All arithmetic is IEEE single
+precision written out here, so values are the same on every machine.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def fill_uniform(out, key, first_row, bound):
 def fill_normal(out, key, first_row, std):
     """out[r, d] from N(0, std²), for rows first_row + r. out: (n, D). Box & Muller 1958.
 
-    The low 24 bits are an angle: 22 within an eighth of a turn to either side of an axis, 2 that choose the axis.
+    The low 24 bits are an angle: 22 within an eighth of a turn to either side of an axis, 2 choose the axis.
     """
     width = out.shape[1]
     scale = np.float32(std)
@@ -73,7 +73,6 @@ def fill_normal(out, key, first_row, std):
             row[2 * c] = off if swap else near
             if 2 * c + 1 < width:
                 row[2 * c + 1] = near if swap else off
-
 
 
 @kernel

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from tesserec.embeddings.kernels.jit import kernel
 
 
@@ -22,7 +20,7 @@ def first_decrease(offsets):
 
 @kernel
 def select_offsets(offsets, batch, lo, hi, out):
-    """out = offsets of bags lo … hi-1 of each key, closed up. offsets: (F*batch + 1,) i8; out: (F*(hi - lo) + 1,)."""
+    """out (F*(hi - lo) + 1,) = offsets (F*batch + 1,) of samples lo … hi-1 of each key, closed up; i8."""
     n = hi - lo
     out[0] = 0
     for f in range((offsets.shape[0] - 1) // batch):

@@ -6,6 +6,8 @@ result has the same bits whoever computes it.
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import njit
 
-kernel = njit(nogil=True, cache=True, error_model="numpy")
+kernel: Any = njit(nogil=True, cache=True, error_model="numpy")

@@ -7,6 +7,8 @@ lanes (`coalesce.py`). Nothing is checked here but ids, by `first_invalid`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tesserec.embeddings.kernels.jit import kernel
@@ -40,7 +42,7 @@ def first_invalid(lanes):
         lane = lanes[k]
         ids, offsets, limit = int64_at(lane.ids), int64_at(lane.offsets), np.uint64(lane.num_rows)
         start, stop = offsets[0], offsets[lane.bags]
-        outside = False
+        outside: Any = False
         for i in range(start, stop):
             outside |= np.uint64(ids[i]) >= limit  # a negative id is a huge one
         if outside:
@@ -54,8 +56,8 @@ def first_invalid(lanes):
 def pool_bags(pool, lanes, lo, hi, out):
     """out[b, column:column + D] = Σ w·pool[first_row + id] over bag b, for samples lo … hi-1 of every lane.
 
-    pool: (R, D); out: (B, ΣD), the lanes' columns overwritten. An empty bag gives zeros. Rows are added in the
-    order of the ids.
+    pool: (R, D); out: (B, ΣD), the lanes' columns overwritten. An empty bag gives zeros. Rows are added in
+    the order of the ids.
     """
     size, width = pool.itemsize, pool.shape[1]
     row_bytes = width * size
@@ -83,7 +85,7 @@ def pool_bags(pool, lanes, lo, hi, out):
 
 @kernel
 def _sum_rows(pool, rows, ids, start, stop, total):
-    """total[:D] = Σ of the rows that ids[start:stop] name; four at a time, so that `total` is touched less."""
+    """total[:D] = Σ of the rows that ids[start:stop] name; four per pass over `total`."""
     width = pool.shape[1]
     row_bytes = width * pool.itemsize
     if stop == start:

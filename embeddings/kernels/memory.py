@@ -6,10 +6,14 @@ them in one call, without a copy; whoever passes an address keeps the array aliv
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
+
+intrinsic: Any = numba_intrinsic  # compiled callers do not pass the typing context
 
 
 def _pointer_to(item):

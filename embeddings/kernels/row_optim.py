@@ -1,7 +1,7 @@
 """Row updates: each gradient into its row of the pool, in place.
 
-rows: (U,) i8, distinct; grads: (U, D); pool: (R, D). g below is the gradient plus decay times the row. Rows that
-are not named stay as they are, and so does their state.
+rows: (U,) i8, distinct; grads: (U, D); pool: (R, D). g below is the gradient plus decay times the row. Rows
+that are not named stay as they are, and so does their state.
 """
 
 from __future__ import annotations

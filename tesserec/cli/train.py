@@ -40,14 +40,13 @@ def train(
     from tesserec.train.config import TrainConfig
     from tesserec.train.loop import Interrupted, Trainer, Watcher
     from tesserec.train.report import write_outcome
-    from tesserec.train.run import open_run
 
     settings = read_config(config, TrainConfig, overrides or ()).anchored(Path("runs") / config.stem)
-    run = open_run(settings, resume=resume, overwrite=overwrite)
-    with _noting_signals() as signals, progress_bar("train", None, "steps") as update:
+    signals: list[int] = []
+    trainer = Trainer(settings, resume=resume, overwrite=overwrite, should_stop=lambda: bool(signals))
+    with _noting_signals(signals), progress_bar("train", trainer.total_steps, "steps") as update:
         bar = _Bar(update)
-        watcher = Watcher(stepped=bar.stepped, validating=bar.validating, validated=bar.validated)
-        trainer = Trainer(run, settings, watcher=watcher, should_stop=lambda: bool(signals))
+        trainer.watcher = Watcher(bar.started, bar.stepped, bar.validating, bar.validated)
         with suppress(Interrupted):
             trainer.fit()
     report = write_outcome(trainer)
@@ -68,8 +67,11 @@ class _Bar:
         self.speed: float | None = None
         self.shown = (time.monotonic(), 0)  # when, and how many samples were seen
 
+    def started(self, state: State, total: int) -> None:
+        self.update(state.step, state.finished, total)
+
     def stepped(self, state: State, loss: float, total: int) -> None:
-        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         seconds, samples = time.monotonic() - self.shown[0], state.samples - self.shown[1]
         if seconds < 0.2 and state.step < total:
             return
@@ -89,14 +91,14 @@ class _Bar:
         from tesserec.train.report import TITLES
 
         values = " · ".join(f"{TITLES[name]} {line[name]:.5f}" for name in SHOWN if name in line)
-        console.print(f"step {line['step']:,}: {values}{' · best' if line['best'] else ''}", highlight=False)
+        best = " · best" if line["best"] else ""
+        console.print(f"step {line['step']:,}: {values}{best}", highlight=False, soft_wrap=True)
         self.shown = (time.monotonic(), 0)
 
 
 @contextmanager
-def _noting_signals() -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM inside is only noted, in the list this yields; a second leaves at once."""
-    seen: list[int] = []
+def _noting_signals(seen: list[int]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM inside is only noted in `seen`; a second one leaves at once."""
 
     def note(number: int, frame: FrameType | None) -> None:
         if seen:
@@ -106,7 +108,7 @@ def _noting_signals() -> Iterator[list[int]]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield seen
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -121,8 +121,11 @@ def test_linear_gradients(seed: int, lead: tuple[int, ...], i: int, o: int) -> N
     x, w, b = apart(rng, *lead, i), apart(rng, o, i), apart(rng, o)
     np.testing.assert_allclose(ops.linear(Tensor(x), w, b).data, x @ w.T + b)
     np.testing.assert_allclose(ops.linear_relu(Tensor(x), w, b).data, np.maximum(x @ w.T + b, 0), atol=1e-12)
+    turned = np.ascontiguousarray(x.T).T
+    np.testing.assert_array_equal(ops.linear_relu(turned, w, b).data, ops.linear_relu(x, w, b).data)
     gradcheck(ops.linear, [x, w, b])
     gradcheck(ops.linear, [x, w])
+    gradcheck(lambda x, w: ops.linear(x, w, None), [x, w])
     if np.abs(x @ w.T + b).min() > 1e-3:
         gradcheck(ops.linear_relu, [x, w, b])
 

@@ -78,6 +78,14 @@ def test_gradients_touches_no_leaf_and_gives_arrays_of_its_own() -> None:
     grads[x] *= 5
     np.testing.assert_array_equal(grads[y], [1, 1])
     np.testing.assert_array_equal(seed, [1, 1])
+
+    @op
+    def holding(x: Any) -> Result:  # as a RowGrad holds the gradient it was given
+        return x, (lambda g: [g],)
+
+    grads = gradients(holding(x) + y, seed)
+    grads[y] *= 5
+    np.testing.assert_array_equal(grads[x][0], [1, 1])
     gradients(x.reshape(2, 1), np.ones((2, 1)))[x][0] = 7  # writable, though sums and reshapes pass views on
     gradients(x.sum())[x][0] = 7
 

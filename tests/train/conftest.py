@@ -16,7 +16,6 @@ from tesserec.dataio.config import parse_config
 from tesserec.dataio.dataset import DatasetInfo, SparseFeature, Split, write_dataset_info
 from tesserec.train.config import TrainConfig
 from tesserec.train.loop import Interrupted, State, Trainer
-from tesserec.train.run import open_run
 
 ROWS = {"train": 640, "valid": 300, "test": 200}
 BATCH = 64  # 10 batches an epoch
@@ -117,9 +116,7 @@ def train(configure: Callable[..., TrainConfig]) -> Train:
     """`train(name, resume=…, stop=…, **changes)`: the Trainer of run tmp_path/name, finished or stopped."""
 
     def run(name: str = "run", *, resume: bool = False, stop: Stop = never, **changes: Any) -> Trainer:
-        config = configure(name, **changes)
-        trainer: Trainer
-        trainer = Trainer(open_run(config, resume=resume), config, should_stop=lambda: stop(trainer.state))
+        trainer = Trainer(configure(name, **changes), resume=resume, should_stop=lambda: stop(trainer.state))
         with suppress(Interrupted):
             trainer.fit()
         return trainer

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tesserec.train import checkpoint as module
@@ -20,19 +22,21 @@ from tesserec.train.checkpoint import (
     save_checkpoint,
 )
 
+Arrays = dict[str, npt.NDArray[Any]]
+
 
 def content(seed: int = 0) -> Content:
     rng = np.random.default_rng(seed)
-    arrays = {
+    arrays: Arrays = {
         array_path("tables", "user"): rng.standard_normal((7, 3)).astype(np.float32),
         array_path("tables", "odd/näme [x]"): rng.standard_normal((2, 5)),
         array_path("rows", "user.sum"): np.zeros((0, 3), np.float32),
     }
-    dense = {"w": rng.standard_normal((4, 2)).astype(np.float32).T, "steps": np.array(3)}
+    dense: Arrays = {"w": rng.standard_normal((4, 2)).astype(np.float32).T, "steps": np.array(3)}
     return Content({"step": 12, "loss": 0.1 + 0.2, "best": None}, dense, arrays)
 
 
-def empty_like(saved: Content) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def empty_like(saved: Content) -> Arrays:
     return {name: np.full_like(array, 9) for name, array in saved.arrays.items()}
 
 

@@ -1,4 +1,4 @@
-"""A mistake in a configuration is named, with its path and what was probably meant, before any work is done."""
+"""A mistake in a configuration is named, with its path and what was probably meant, before work begins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from tesserec.dataio.dataset import DataError
 from tesserec.models import ModelError
 from tesserec.train.config import differences
 from tesserec.train.loop import Trainer
-from tesserec.train.run import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -44,8 +43,7 @@ from tesserec.train.run import RunFolder
 )
 def test_mistakes_are_named(configure: Any, change: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, ModelError, DataError), match=message):
-        config = configure(**change)
-        Trainer(RunFolder(config.output), config)
+        Trainer(configure(**change))
 
 
 def test_monitor_gauc_needs_groups(configure: Any, train: Any) -> None:

@@ -133,6 +133,21 @@ def test_an_existing_run_is_not_touched_unasked(train: Train) -> None:
         train()
 
 
+def test_a_bad_configuration_does_not_cost_the_old_run(train: Train, configure: Any) -> None:
+    trainer = train(stop=at(3))
+    with pytest.raises(ValueError, match="did you mean 'bottom'"):
+        Trainer(configure(model__botom=[4]), overwrite=True)
+    assert trainer.run.last() is not None
+    Trainer(configure(), overwrite=True).fit()
+
+
+def test_a_folder_that_is_no_run_is_never_overwritten(configure: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="no training run here"):
+        Trainer(configure(), overwrite=True)
+
+
 def test_another_configuration_or_data_set_is_refused(train: Train, data: Path) -> None:
     train(stop=at(3))
     with pytest.raises(RunError, match=r"optimizer\.dense\.lr: 0\.05 → 0\.1"):
@@ -164,7 +179,7 @@ def test_leftovers_of_a_killed_save_are_swept(train: Train) -> None:
 
 
 def test_watcher_hears_of_everything(train: Train, data: Path, tmp_path: Path) -> None:
-    heard: dict[str, int] = dict.fromkeys(("stepped", "validating", "validated", "saved"), 0)
+    heard = dict.fromkeys(("started", "stepped", "validating", "validated", "saved"), 0)
 
     def hear(name: str) -> Callable[..., None]:
         def count(*_: Any) -> None:
@@ -173,5 +188,5 @@ def test_watcher_hears_of_everything(train: Train, data: Path, tmp_path: Path) -
         return count
 
     trainer = train(stop=at(1))
-    Trainer(trainer.run, trainer.config, watcher=Watcher(**{name: hear(name) for name in heard})).fit()
+    Trainer(trainer.config, resume=True, watcher=Watcher(**{name: hear(name) for name in heard})).fit()
     assert heard["stepped"] == 29 and heard["validated"] == 7 and min(heard.values()) > 0

@@ -1,0 +1,94 @@
+"""First values: what was asked for, whoever fills the rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tesserec.autograd.workers import num_threads, set_num_threads
+from tesserec.embeddings import Constant, EmbeddingConfig, Normal, Pool, Uniform, XavierNormal
+from tesserec.embeddings.pool import initialize
+
+random = pytest.mark.parametrize(
+    "init", [Uniform(0.3), Normal(2.0), XavierNormal()], ids=lambda i: type(i).__name__
+)
+
+
+def table(name: str = "t", rows: int = 1000, width: int = 16, init: Any = None) -> EmbeddingConfig:
+    return EmbeddingConfig(name, rows, width, (name,), init=init or Uniform())
+
+
+@random
+@pytest.mark.parametrize("width", [1, 3, 16, 33])
+def test_values_do_not_depend_on_how_rows_are_cut(init: Any, width: int) -> None:
+    config = table(width=width, init=init)
+    whole = Pool([config], seed=7).data
+    for lo, hi in ((0, 1), (13, 500), (999, 1000)):
+        piece = np.empty((hi - lo, width), np.float32)
+        initialize(piece, config, seed=7, first_row=lo)
+        assert np.array_equal(piece, whole[lo:hi])
+    together = Pool([table("before", width=width), config, table("after", width=width)], seed=7)
+    assert np.array_equal(together.table("t"), whole)
+
+
+@random
+def test_values_do_not_depend_on_threads(init: Any) -> None:
+    results, before = [], num_threads()
+    try:
+        for threads in (1, 2, 4):
+            set_num_threads(threads)
+            results.append(Pool([table(rows=200_000, init=init)], seed=0).data)
+    finally:
+        set_num_threads(before)
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+def test_values_depend_on_seed_name_row_and_column() -> None:
+    draws = [Pool([table(name)], seed=seed).data for name in "ab" for seed in (0, 1)]
+    assert len(np.unique(np.concatenate(draws))) > 0.99 * 4 * draws[0].size
+
+
+def test_uniform_fills_its_range() -> None:
+    values = Pool([table(rows=100_000, width=5, init=Uniform(0.5))], seed=0).data
+    counts = np.histogram(values, bins=50, range=(-0.5, 0.5))[0]
+    assert values.min() >= -0.5 and values.max() < 0.5
+    assert ((counts - 10_000) ** 2 / 10_000).sum() < 100  # chi-square, 49 degrees of freedom: 1e-5
+    assert np.abs(Pool([table(rows=100)], seed=0).data).max() <= 0.1
+
+
+def test_normal_is_normal() -> None:
+    values = Pool([table(rows=100_000, width=5, init=Normal(2.0))], seed=0).data.astype(np.float64) / 2
+    moments = [(values**k).mean() for k in range(1, 7)]
+    assert np.all(np.abs(np.subtract(moments, [0, 1, 0, 3, 0, 15])) < [0.01, 0.01, 0.03, 0.08, 0.3, 0.7])
+    np.testing.assert_allclose(np.corrcoef(values.T), np.eye(5), atol=0.02)
+    assert abs(np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]) < 0.01
+    inside = [(np.abs(values) < z).mean() for z in (0.5, 1.0, 2.0, 3.0)]
+    np.testing.assert_allclose(inside, [0.3829, 0.6827, 0.9545, 0.9973], atol=0.003)
+
+
+def test_xavier_and_constant() -> None:
+    assert Pool([table(rows=5000, width=8, init=XavierNormal())], seed=0).data.std() == pytest.approx(
+        0.02, rel=0.02
+    )
+    assert (Pool([table(init=Constant(0.25))], seed=0).data == 0.25).all()
+
+
+def test_float64_tables_hold_the_same_numbers() -> None:
+    single = EmbeddingConfig("t", 50, 3, ("x",), init=Normal(0.1))
+    double = replace(single, data_type="float64")
+    pool = Pool([double], seed=0)
+    assert pool.dtype == np.float64 and np.array_equal(
+        pool.data, Pool([single], seed=0).data.astype(np.float64)
+    )
+
+
+def test_pool_knows_its_tables() -> None:
+    pool = Pool([table("a", 3), table("b", 4)], seed=0)
+    assert pool.bounds.tolist() == [0, 3, 7] and pool.shape == (7, 16) and pool.data.ctypes.data % 64 == 0
+    assert np.shares_memory(pool.table("b"), pool.data) and len(pool.table("b")) == 4
+    assert repr(pool) == "Pool(shape=(7, 16), dtype=float32, tables: a, b)"
+    with pytest.raises(KeyError, match="no table 'c'; have"):
+        pool.table("c")
