@@ -27,9 +27,9 @@ def gradcheck(
     """Nothing, if the gradient of `fn(*inputs)` equals central differences in every element of every input.
 
     Arrays are copied to float64. A float64 Tensor that requires a gradient is used as it is and its
-    elements are moved to and fro, so the parameters of a Module can be checked: `gradcheck(lambda *_:
-    model(x), list(model.parameters()))`. An output of any shape is checked along one random direction. `fn`
-    must be smooth within `eps` of the inputs.
+    elements are moved to and fro, so the parameters of a Module can be checked:
+    `gradcheck(lambda *_: model(x), list(model.parameters()))`. An output of any shape is checked along one
+    random direction. `fn` must be smooth within `eps` of the inputs.
     """
     tensors = [_leaf(x, i) for i, x in enumerate(inputs)]
     output = fn(*tensors)

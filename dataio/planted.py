@@ -183,7 +183,7 @@ class PlantedModel:
     def _parts(self, rows: Rows) -> dict[str, F4]:
         """The three sums of the logit, (n,) each, before scaling. A missing count acts as 0 does."""
         logs = np.log1p(np.nan_to_num(rows.dense))
-        dense = (self.slope * logs + self.bend * np.abs(logs - self.level)).sum(axis=0)
+        dense = (self.slope * logs + 0.25 * self.bend * np.abs(logs - self.level)).sum(axis=0)
         first = sum(column.effects(ids) for column, ids in zip(self.columns, rows.ids, strict=False))
         for column, (lengths, ids) in zip(self.columns[NUM_SINGLE:], rows.bags, strict=True):
             bag = np.repeat(np.arange(len(lengths)), lengths)

@@ -10,6 +10,9 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 import tesserec
+import tesserec.train.report  # be first: autodoc imports under TYPE_CHECKING, where no pydantic model builds
+
+_CODE = r"(`[^`]+`)"
 
 project = "Tesserec"
 copyright = "2026, the Tesserec authors"
@@ -25,12 +28,17 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 
 
-def _plain_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Our docstrings are plain text with Markdown backticks: keep their lines, escape what RST would read into them."""
+def _plain_docstring(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Docstrings are plain text: keep their lines as they are, escape what RST would read into them."""
     for i, line in enumerate(lines):
-        parts = re.split(r"(`[^`]+`)", line)
-        parts = [f"`{p}`" if p.startswith("`") else re.sub(r"([*_|\\])", r"\\\1", p) for p in parts]
-        lines[i] = f"| {''.join(parts)}" if line.strip() else ""
+        lines[i] = f"| {''.join(map(_as_rst, re.split(_CODE, line)))}" if line.strip() else ""
+
+
+def _as_rst(part: str) -> str:
+    """Backticked code as a literal; in any other text, markup characters escaped."""
+    return f"`{part}`" if re.fullmatch(_CODE, part) else re.sub(r"([*_|\\`])", r"\\\1", part)
 
 
 def _write_cli_page(app: Sphinx) -> None:

@@ -42,6 +42,11 @@ def lookup(bags: Sequence[Bags], shape: tuple[int, int]) -> Tensor:
 
 @op
 def _lookup(*pools: Array, bags: Sequence[Bags], shape: tuple[int, int]) -> tuple[Array, Sequence[Pullback]]:
+    for pool, part in zip(pools, bags, strict=True):
+        if (
+            len(pool) != part.pool.bounds[-1] or not pool.flags.c_contiguous
+        ):  # ids were checked against bounds
+            raise RuntimeError(f"the data of {part.pool!r} was replaced: wanted as many rows, C-contiguous")
     out = np.empty(shape, pools[0].dtype)
 
     def pool_bags(span: tuple[int, int]) -> None:

@@ -44,7 +44,7 @@ def train(
     settings = read_config(config, TrainConfig, overrides or ()).anchored(Path("runs") / config.stem)
     signals: list[int] = []
     trainer = Trainer(settings, resume=resume, overwrite=overwrite, should_stop=lambda: bool(signals))
-    with _noting_signals(signals), progress_bar("train", trainer.total_steps, "steps") as update:
+    with noting_signals(signals), progress_bar("train", trainer.total_steps, "steps") as update:
         bar = _Bar(update)
         trainer.watcher = Watcher(bar.started, bar.stepped, bar.validating, bar.validated)
         with suppress(Interrupted):
@@ -97,7 +97,7 @@ class _Bar:
 
 
 @contextmanager
-def _noting_signals(seen: list[int]) -> Iterator[None]:
+def noting_signals(seen: list[int]) -> Iterator[None]:
     """The first SIGINT or SIGTERM inside is only noted in `seen`; a second one leaves at once."""
 
     def note(number: int, frame: FrameType | None) -> None:

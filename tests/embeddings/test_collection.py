@@ -28,7 +28,6 @@ from tesserec.embeddings import (
 from tests import naive
 from tests.embeddings.strategies import batches, limits, table_sets
 
-PLAIN = EmbeddingConfig("t", 4, 4, ("x",))
 Bag: Any = EmbeddingBagConfig  # to be given what a type checker would refuse
 Plain: Any = EmbeddingConfig
 Bags: Any = EmbeddingBagCollection
@@ -264,3 +263,11 @@ def test_a_pool_is_no_dense_parameter() -> None:
     loss = collection(KeyedJaggedTensor.from_dense({"x": [0, 1]})).values.sum() + (pool * pool).sum()
     with pytest.raises(TypeError, match="use a pool through its collection"):
         loss.backward()
+
+
+@pytest.mark.parametrize("data", [np.zeros((3, 2)), np.zeros((2, 4)).T], ids=["rows", "order"])
+def test_replaced_data_must_fit(data: Any) -> None:
+    collection = EmbeddingBagCollection([EmbeddingBagConfig("a", 4, 2, ("x",))], seed=0)
+    collection.pools[0].data = data
+    with pytest.raises(RuntimeError, match="was replaced: wanted as many rows, C-contiguous"):
+        collection(KeyedJaggedTensor.from_dense({"x": [3]}))

@@ -20,6 +20,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from tesserec.cli import app
+from tesserec.cli.train import noting_signals
 from tesserec.dataio.prepare import prepare
 from tesserec.dataio.schema import Schema
 from tesserec.train.predict import predict_files
@@ -144,48 +145,47 @@ def test_predict_leaves_nothing_behind_when_it_fails(config: Path, data: Path, t
     assert not [path for path in tmp_path.iterdir() if "y.parquet" in path.name]
 
 
-class Process:
-    """A training in a process of its own."""
-
-    def __init__(self, config: Path, *arguments: str):
-        command = [sys.executable, "-m", "tesserec", "train", str(config), *arguments]
-        self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def wait_for(self, path: Path, lines: int) -> None:
-        deadline = time.monotonic() + 60
-        while not path.exists() or len(path.read_bytes().splitlines()) < lines:
-            assert self.popen.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-
-    def end(self) -> tuple[int, str]:
-        _, errors = self.popen.communicate(timeout=60)
-        return self.popen.returncode, errors
+def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tesserec", "train", str(config), "--resume", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_signals_and_resume_in_real_processes(config: Path, tmp_path: Path) -> None:
-    """SIGTERM, SIGINT, then SIGKILL: the run ends with the bytes of one that nobody touched."""
+def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or len(path.read_bytes().splitlines()) < lines:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_interrupted_and_killed_processes_resume_exactly(config: Path, tmp_path: Path) -> None:
     long = [
         "--set",
-        "train.epochs=40",
+        "train.epochs=16",
         "--set",
-        "train.checkpoint_every=7",
+        "train.checkpoint_every=10",
         "--set",
         "train.early_stopping=null",
     ]
-    whole = tmp_path / "whole"
-    assert Process(config, *long, "--set", f"output={whole}").end()[0] == 0
-    metrics = tmp_path / "run/metrics.jsonl"
-    for number, lines in ((signal.SIGTERM, 3), (signal.SIGINT, 9), (signal.SIGKILL, 15)):
-        process = Process(config, *long, "--resume")
-        process.wait_for(metrics, lines)
-        os.kill(process.popen.pid, number)
-        code, errors = process.end()
-        if number is signal.SIGKILL:
-            assert code == -number
-        else:
-            assert code == 128 + number and "--resume" in errors
-    assert read_journal(metrics)[-1]["step"] < 400
-    assert Process(config, *long, "--resume").end()[0] == 0
-    assert metrics.read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    for file in (whole / "checkpoints").rglob("*.npy"):
-        assert file.read_bytes() == (tmp_path / "run" / file.relative_to(whole)).read_bytes()
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert tesserec("train", config, *long, "--set", f"output={whole}").exit_code == 0
+    for number, lines, code in ((signal.SIGINT, 3, 130), (signal.SIGKILL, 12, -signal.SIGKILL)):
+        with start(config, *long) as process:
+            wait_for(run / "metrics.jsonl", lines, process)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert ("To go on, add --resume to the same command" in errors) == (code == 130)
+    assert read_journal(run / "metrics.jsonl")[-1]["step"] < 160
+    assert tesserec("train", config, *long, "--resume").exit_code == 0
+    for file in (whole / "metrics.jsonl", *(whole / "checkpoints").rglob("*.npy")):
+        assert file.read_bytes() == (run / file.relative_to(whole)).read_bytes()
+
+
+def test_first_signal_is_noted_and_the_second_leaves() -> None:
+    seen: list[int] = []
+    with pytest.raises(SystemExit) as left, noting_signals(seen):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert left.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
