@@ -1,8 +1,8 @@
-"""Preparation of synthetic raw CSV: rows/s and peak memory of `tesserec data synth` and `tesserec data prepare`.
+"""Preparation of synthetic raw CSV: rows/s and peak memory of `tesserec data synth` and `data prepare`.
 
     python benchmarks/prepare_csv.py --rows 10000000
 
-Each command runs in a process of its own; memory is the largest resident set the system saw of it. One JSON line each.
+Each command runs in a process of its own; memory is its largest resident set. One JSON line each.
 """
 
 from __future__ import annotations

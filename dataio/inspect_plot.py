@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tesserec.dataio.inspect import ColumnReport, Inspection
 from tesserec.dataio.statistics import NumberStats
@@ -39,8 +40,8 @@ def plot_inspection(inspection: Inspection, path: str | Path) -> None:
     numbers |= {f"length of {c.name}": c.lengths for c in inspection.columns if c.lengths}
     heights = [1.3 + 0.21 * max(len(ids), 12), 1.3 + 0.21 * max(len(numbers), 8)]
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(12, sum(heights)), layout="constrained", facecolor="white")
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
+        layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
+        figure = Figure(figsize=(12, sum(heights)), layout=layout, facecolor="white")
         panels: Any = figure.subplots(2, 2, height_ratios=heights)
         figure.suptitle(_title(inspection), x=0.012, ha="left", fontsize=13, fontweight="bold")
         _cardinalities(panels[0, 0], ids)

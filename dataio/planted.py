@@ -2,7 +2,7 @@
 
     logit = bias + Σ effects of the counts + Σ effect of each id + Σ ⟨u, v⟩ over some pairs of columns
 
-An effect shrinks with the rarity of its id, as n / (n + 2000) where n is how often a million rows show it:
+An effect shrinks with the rarity of its id, as n / (n + 10,000) where n is how often a million rows show it:
 what no model could learn is not there to be learned. The pairs need a model that multiplies embeddings. Rows
 come in blocks, each a function of (seed, number of the block).
 """
@@ -33,7 +33,7 @@ DELIMITER = "|"
 RANK = 2
 EFFECT_IDS = 1 << 17  # rarer ids than these have no effect, whatever the cardinality
 LOGIT_DEVIATION = 1.36
-SHARES = {"dense": 0.42, "first": 0.55, "pairs": 0.03}  # of the variance of the logit
+SHARES = {"dense": 0.48, "first": 0.5, "pairs": 0.02}  # of the variance of the logit
 CLICK_RATE = 0.25
 
 F4 = npt.NDArray[np.float32]
@@ -98,10 +98,10 @@ def _id_column(cardinality: int, exponent: float, rng: np.random.Generator) -> I
 
 
 def _shrinkage(cardinality: int, exponent: float) -> F4:
-    """(min(cardinality, EFFECT_IDS),): n / (n + 2000) for ids that a million rows show n times."""
+    """(min(cardinality, EFFECT_IDS),): n / (n + 10,000) for ids that a million rows show n times."""
     edges = (np.arange(min(cardinality, EFFECT_IDS) + 1) + 1.0) ** (1 - exponent)
     shown = 1e6 * np.diff(edges) / ((cardinality + 1.0) ** (1 - exponent) - 1)
-    return (shown / (shown + 2000)).astype(np.float32)
+    return np.asarray(shown / (shown + 10_000), np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +123,7 @@ def _factor(column: IdColumn, rng: np.random.Generator) -> F4:
 
 
 def _sigmoid(logits: F4) -> F4:
-    return 1 / (1 + np.exp(-logits))
+    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
 
 def _bias_for(logits: F4, rate: float) -> np.float32:
@@ -143,7 +143,7 @@ class PlantedModel:
         rng = np.random.default_rng([options.seed, 0])
         cards = [min(c, options.max_ids) for c in KAGGLE_CARDINALITIES]
         cards += [min(MULTI_HOT_CARDINALITY, options.max_ids)] * options.multi_hot
-        self.columns = [_id_column(card, rng.uniform(1.2, 1.5), rng) for card in cards]
+        self.columns = [_id_column(card, rng.uniform(1.25, 1.55), rng) for card in cards]
         self.factors = [[_factor(self.columns[column], rng) for column in pair] for pair in PAIRS]
         self.level = rng.uniform(0.5, 4, (NUM_DENSE, 1)).astype(np.float32)
         self.spread = rng.uniform(0.7, 1.4, (NUM_DENSE, 1)).astype(np.float32)
@@ -183,7 +183,7 @@ class PlantedModel:
     def _parts(self, rows: Rows) -> dict[str, F4]:
         """The three sums of the logit, (n,) each, before scaling. A missing count acts as 0 does."""
         logs = np.log1p(np.nan_to_num(rows.dense))
-        dense = (self.slope * logs + 0.25 * self.bend * np.abs(logs - self.level)).sum(axis=0)
+        dense = (self.slope * logs + 0.15 * self.bend * np.abs(logs - self.level)).sum(axis=0)
         first = sum(column.effects(ids) for column, ids in zip(self.columns, rows.ids, strict=False))
         for column, (lengths, ids) in zip(self.columns[NUM_SINGLE:], rows.bags, strict=True):
             bag = np.repeat(np.arange(len(lengths)), lengths)
@@ -196,4 +196,4 @@ class PlantedModel:
         return {"dense": dense, "first": first, "pairs": pairs}
 
     def _weighted(self, parts: dict[str, F4]) -> F4:
-        return np.sum([np.float32(self.scales[name]) * part for name, part in parts.items()], axis=0)
+        return np.sum([part * self.scales[name] for name, part in parts.items()], axis=0, dtype=np.float32)

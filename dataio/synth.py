@@ -64,7 +64,7 @@ def write_synth(
 
 def synth_schema(name: str, options: SynthOptions) -> str:
     """The schema, as YAML, that prepares what `write_synth` writes."""
-    min_count = max(2, options.rows // 20_000)  # rarer ids have next to no effect
+    min_count = max(2, options.rows // 5_000)  # rarer ids have next to no effect
     lines = [
         f"# Synthetic click logs of `tesserec data synth`, seed {options.seed}.",
         f"name: {json.dumps(name)}",
@@ -75,7 +75,9 @@ def synth_schema(name: str, options: SynthOptions) -> str:
         f"  - {{column: C1..C26, min_count: {min_count}}}",
     ]
     if options.multi_hot:
-        lines += [f'  - {{column: M1..M{options.multi_hot}, delimiter: "{DELIMITER}", min_count: {min_count}}}']
+        lines += [
+            f'  - {{column: M1..M{options.multi_hot}, delimiter: "{DELIMITER}", min_count: {min_count}}}'
+        ]
     if options.p_true:
         lines += ["keep: {column: p_true, type: float}  # the probability that drew the label"]
     return "\n".join([*lines, "split: {by: ratio, train: 0.8, valid: 0.1, test: 0.1}", ""])

@@ -87,16 +87,13 @@ def save_checkpoint(path: Path, content: Content) -> None:
     with atomic_folder(path) as folder:
         for kind in {name.partition("/")[0] for name in content.arrays}:
             (folder / kind).mkdir()
-        files = [f"{name}.npy" for name in content.arrays]
-        checks = parallel_map(
-            lambda item: _write_npy(folder / f"{item[0]}.npy", item[1]), list(content.arrays.items())
-        )
-        listed = dict(zip(files, checks, strict=True))
+        arrays = {f"{name}.npy": array for name, array in content.arrays.items()}
+        checks = parallel_map(lambda item: _write_npy(folder / item[0], item[1]), list(arrays.items()))
+        listed = dict(zip(arrays, checks, strict=True))
         dense = {name: np.ascontiguousarray(array) for name, array in content.dense.items()}
+        state = json.dumps(content.state, indent=1).encode()
         listed["dense.safetensors"] = _write_bytes(folder / "dense.safetensors", save(dense))
-        listed["state.json"] = _write_bytes(
-            folder / "state.json", json.dumps(content.state, indent=1).encode()
-        )
+        listed["state.json"] = _write_bytes(folder / "state.json", state)
         manifest = {"format": FORMAT, "version": VERSION, "tesserec": __version__, "files": listed}
         signed = manifest | {"crc32": _sum_of(manifest)}
         (folder / "manifest.json").write_text(json.dumps(signed, indent=1))

@@ -144,10 +144,9 @@ class TrainConfig(StrictModel):
         return self.model_copy(update={"data": data, "output": (self.output or output).resolve()})
 
 
-# what may differ between a run and its continuation: none of it changes what a step computes
-MAY_CHANGE = frozenset(
-    {"train.epochs", "train.max_steps", "train.threads", "train.checkpoint_every", "train.checkpoint_seconds"}
-)
+# what may differ between a run and its continuation: how long, where, and what leaves no trace
+MAY_CHANGE = {"train.epochs", "train.max_steps", "data.path", "output"}
+MAY_CHANGE |= {"train.threads", "train.checkpoint_every", "train.checkpoint_seconds"}
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:

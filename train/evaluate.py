@@ -96,8 +96,10 @@ def evaluate_split(
     label = label_index(dataset.info, config.data.label)
     grouped, exact = dataset.info.group is not None, config.train.auc == "exact"
     found = {name: RankingMetrics(grouped=grouped, exact_auc=exact) for name in ("model", *compare)}
-    batches = read_batches(dataset, split, ROWS_AT_ONCE, shuffle=False, drop_last=False, keep=bool(compare))
-    with closing(batches), evaluating(model):  # type: ignore[type-var]  # a generator
+    batches: Any = read_batches(
+        dataset, split, ROWS_AT_ONCE, shuffle=False, drop_last=False, keep=bool(compare)
+    )
+    with closing(batches), evaluating(model):
         for batch in batches:
             scores: dict[str, Floats] = {"model": score(model, batch, config.train.slice_size)}
             scores |= {name: _logits(batch.kept.column(name), name) for name in compare}

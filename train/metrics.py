@@ -1,5 +1,6 @@
 """Streaming metrics of binary predictions: `update` by batch, `compute` at the end, `merge` of partial ones.
 
+`compute` gives {name: value}, NaN where a metric is not defined.
 All of them take (B,) arrays: scores, labels 0 or 1, optional sample weights (positive), optional group keys.
 Likelihood metrics keep a few sums in float64. AUC and GAUC are exact, so they keep the scores: AUC 4 bytes
 a row (8 with sample weights), GAUC 13 (17). `HistogramAUC` needs only its bins, and says how far off it can
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +23,6 @@ Floats = npt.NDArray[Any]
 
 class MetricError(ValueError):
     """Scores, labels, weights or groups that a metric cannot be computed from."""
-
-
-class Metric(Protocol):
-    """What every metric here does. `compute` gives {name: value}; NaN where the metric is not defined."""
-
-    def update(
-        self, scores: Floats, labels: Floats, weights: Floats | None = None, groups: Floats | None = None
-    ) -> None: ...
-
-    def merge(self, other: Self) -> None: ...
-
-    def compute(self) -> dict[str, float]: ...
 
 
 def sigmoid(logits: Floats) -> F8:
@@ -222,7 +211,7 @@ class RankingMetrics:
 
     def __init__(self, *, grouped: bool = False, exact_auc: bool = True):
         self.likelihood = Likelihood()
-        self.by_rank: list[Any] = [AUC() if exact_auc else HistogramAUC()]
+        self.by_rank: list[AUC | HistogramAUC | GAUC] = [AUC() if exact_auc else HistogramAUC()]
         if grouped:
             self.by_rank.append(GAUC())
 
@@ -237,7 +226,7 @@ class RankingMetrics:
     def merge(self, other: RankingMetrics) -> None:
         self.likelihood.merge(other.likelihood)
         for mine, theirs in zip(self.by_rank, other.by_rank, strict=True):
-            mine.merge(theirs)
+            mine.merge(theirs)  # type: ignore[arg-type]  # both were made alike
 
     def compute(self) -> dict[str, float]:
         values: dict[str, float] = {"rows": self.likelihood.rows}

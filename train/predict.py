@@ -16,7 +16,7 @@ from tesserec.dataio.config import did_you_mean
 from tesserec.dataio.dataset import INFO_FILE, DataError, DatasetInfo
 from tesserec.dataio.encoder import Encoder
 from tesserec.dataio.raw import read_raw
-from tesserec.embeddings.jagged import KeyedJaggedTensor
+from tesserec.embeddings.jagged import InvalidIdError, KeyedJaggedTensor
 from tesserec.train.evaluate import evaluating, score
 from tesserec.train.learner import load_model
 from tesserec.train.metrics import sigmoid
@@ -24,7 +24,7 @@ from tesserec.train.run import RunFolder
 
 ROWS_AT_ONCE = 65_536  # one row group of the output
 Columns = Literal["none", "kept", "all"]
-Rows = tuple[Any, Any]  # (table to take output columns from, table of training columns)
+Rows = tuple[str, Any, Any]  # (where from, rows to take output columns from, training columns)
 
 
 def predict_files(
@@ -47,11 +47,15 @@ def predict_files(
     """
     run = RunFolder.open(path)
     info, size, model = run.dataset(), run.config().train.slice_size, load_model(run, checkpoint)
-    source = _raw_rows(run, inputs) if raw else _prepared_rows(inputs)
+    source = _raw_rows(run, inputs) if raw else _prepared_rows(inputs, info, columns)
     done = 0
     with evaluating(model), atomic_file(output) as temporary, _Writer(temporary) as writer:
-        for rows, features in source:
-            scores = sigmoid(score(model, to_batch(features, info), size)).astype(np.float32)
+        for place, rows, features in source:
+            try:
+                logits = score(model, to_batch(features, info), size)
+            except (DataError, InvalidIdError) as error:
+                raise DataError(f"{place}: {error}") from None
+            scores = sigmoid(logits).astype(np.float32)
             writer.write(_chosen(rows, features, columns, info), name, scores)
             done += len(scores)
             each(done)
@@ -60,12 +64,14 @@ def predict_files(
     return done
 
 
-def _prepared_rows(inputs: Sequence[Path]) -> Iterator[Rows]:
+def _prepared_rows(inputs: Sequence[Path], info: DatasetInfo, columns: Columns) -> Iterator[Rows]:
+    wanted = {*info.dense, *(feature.name for feature in info.sparse), *_kept(info, columns)}
     for path in inputs:
         try:
             with pq.ParquetFile(path) as file:
-                for rows in file.iter_batches(ROWS_AT_ONCE):
-                    yield rows, rows
+                names = [n for n in file.schema_arrow.names if columns == "all" or n in wanted]
+                for i, rows in enumerate(file.iter_batches(ROWS_AT_ONCE, columns=names)):
+                    yield f"{path}, counting from row {i * ROWS_AT_ONCE}", rows, rows
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
@@ -78,15 +84,21 @@ def _raw_rows(run: RunFolder, inputs: Sequence[Path]) -> Iterator[Rows]:
     for raw in read_raw(inputs, columns, schema.format, optional=optional):
         with raw.located():
             features = encoder.encode(raw.batch)
-        yield raw.batch, features
+        yield f"{raw.file}, counting from {raw.unit} {raw.first_row}", raw.batch, features
 
 
 def _chosen(rows: Any, features: Any, columns: Columns, info: DatasetInfo) -> Any:
     """The input columns that stand beside the score, as a table."""
     if columns == "all":
         return pa.table(rows)
-    wanted = (*info.keep, *info.labels, *([info.group] if info.group else [])) if columns == "kept" else ()
-    return pa.table(features.select([name for name in wanted if name in features.schema.names]))
+    names = [name for name in _kept(info, columns) if name in features.schema.names]
+    return pa.table(features.select(names))
+
+
+def _kept(info: DatasetInfo, columns: Columns) -> tuple[str, ...]:
+    if columns == "none":
+        return ()
+    return (*info.keep, *info.labels, *((info.group,) if info.group else ()))
 
 
 class _Writer:

@@ -168,9 +168,9 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A number as people read it."""
+    """A value as people read it."""
     if value is None:
         return "–"
-    return (
-        f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.5f}" if abs(value) < 100 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -4,7 +4,7 @@
     dataset.json      what the columns of the data set are
     encoder/          the fitted encoder, when the data set has one: raw rows can be scored
     checkpoints/      the last and the best (see checkpoint.py)
-    metrics.jsonl     one line per logged or validated step
+    metrics.jsonl     one line per logged or validated step; no times, so equal runs write equal bytes
     curve.png, report.md, report.json
 
 It comes into being whole, with its first three members, so a process killed at any moment leaves a folder

@@ -102,12 +102,15 @@ def check_finite(loss: float, grads: Gradients, step: int) -> None:
 
 
 def apply_gradients(grads: Gradients, optimizers: Sequence[Any], options: StepOptions) -> None:
-    """Clip, then let each optimizer take its step."""
+    """Clip, then let each optimizer take its step. TrainingError, and no step, if the norm is not finite."""
     accumulate(grads)
     if options.clip_value is not None:
         clip_grad_value(list(grads), options.clip_value)
     if options.clip_norm is not None:
-        clip_grad_norm(list(grads), options.clip_norm)
+        try:
+            clip_grad_norm(list(grads), options.clip_norm)
+        except ValueError as error:  # the norm is not finite
+            raise TrainingError(f"{error}; nothing was updated") from None
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()

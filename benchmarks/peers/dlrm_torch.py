@@ -1,7 +1,7 @@
-"""The peer of `dlrm_parquet.py`: the same DLRM in torch, from the same files. Runs in an environment of its own.
+"""The peer of `dlrm_parquet.py`: the same DLRM in torch, from the same files, in an environment of its own.
 
 A line server: reads `run STEPS` lines, trains that many steps, answers with one JSON line each, so that the
-benchmark can take turns with it. Parquet is decoded a row group ahead on a thread, as well as a careful user would.
+benchmark can take turns with it. Parquet is decoded a row group ahead on a thread, as a careful user would.
 """
 
 from __future__ import annotations

@@ -7,8 +7,12 @@ from typing import Annotated
 import typer
 
 from tesserec import __version__
-from tesserec.cli import data_inspect, data_prepare, evaluate, predict, train
 from tesserec.cli.console import fail
+from tesserec.cli.data_inspect import inspect, synth
+from tesserec.cli.data_prepare import prepare, schema
+from tesserec.cli.evaluate import evaluate as evaluate_command
+from tesserec.cli.predict import predict as predict_command
+from tesserec.cli.train import train as train_command
 
 app = typer.Typer(
     name="tesserec",
@@ -19,14 +23,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data = typer.Typer(name="data", help="Prepare, inspect and make data sets.", no_args_is_help=True)
-data.command("schema")(data_prepare.schema)
-data.command("prepare")(data_prepare.prepare)
-data.command("inspect")(data_inspect.inspect)
-data.command("synth")(data_inspect.synth)
+for command in (schema, prepare, inspect, synth):
+    data.command(command.__name__)(command)
 app.add_typer(data)
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("predict")(predict_command)
 
 
 def _version(show: bool) -> None:
@@ -45,7 +47,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line. An error class of ours is a message; any other error is a bug and keeps its traceback."""
+    """Run the command line. An error class of ours is a message; any other is a bug and keeps its traceback."""
     try:
         app()
     except (ValueError, OSError) as error:

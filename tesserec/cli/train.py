@@ -50,7 +50,7 @@ def train(
         with suppress(Interrupted):
             trainer.fit()
     report = write_outcome(trainer)
-    if signals:
+    if signals and not trainer.finished():
         console.print(
             f"Stopped and saved at step {report['steps']:,}. To go on, add --resume to the same command."
         )
@@ -116,7 +116,6 @@ def noting_signals(seen: list[int]) -> Iterator[None]:
 
 def _show(report: dict[str, Any]) -> None:
     """The outcome as a table, and where things are."""
-
     best = report["best_validation"] or {}
     console.print(
         f"[bold]{report['outcome']}[/]: {report['samples']:,} samples in {report['training_seconds']:.1f} s"

@@ -114,14 +114,18 @@ def test_drop_last_leaves_the_remainder_out(tmp_path: Path) -> None:
 
 def test_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
     data = dataset(tmp_path)
-    runs = [list(read_batches(data, "train", 100, seed=s, epoch=e)) for s, e in [(3, 1), (3, 1), (3, 2), (1, 3)]]
+    runs = [
+        list(read_batches(data, "train", 100, seed=s, epoch=e)) for s, e in [(3, 1), (3, 1), (3, 2), (1, 3)]
+    ]
     assert all(equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     orders = [[user for batch in run for user in users(batch)] for run in runs]
     assert orders[0] != orders[2] and orders[0] != orders[3]
 
 
 @settings(max_examples=12, deadline=None)
-@given(skip=st.integers(0, 18), batch_size=st.integers(55, 400), shuffle=st.booleans(), drop_last=st.booleans())
+@given(
+    skip=st.integers(0, 18), batch_size=st.integers(55, 400), shuffle=st.booleans(), drop_last=st.booleans()
+)
 def test_skip_equals_dropping(
     tmp_path_factory: pytest.TempPathFactory, skip: int, batch_size: int, shuffle: bool, drop_last: bool
 ) -> None:
@@ -139,7 +143,9 @@ def test_skip_equals_dropping(
 def test_skip_does_not_read_what_it_passes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, read = dataset(tmp_path), []
     original = stream.RowGroup.read
-    monkeypatch.setattr(stream.RowGroup, "read", lambda group, *rest: read.append(group) or original(group, *rest))
+    monkeypatch.setattr(
+        stream.RowGroup, "read", lambda group, *rest: read.append(group) or original(group, *rest)
+    )
     list(read_batches(data, "train", 100, skip=9))
     assert 0 < len(read) < 6  # of 16 row groups
 
@@ -163,7 +169,9 @@ def test_a_rank_whose_rows_are_spent_gets_an_empty_batch(tmp_path: Path) -> None
     parts = [list(read_batches(data, "train", 333, rank=r, size=3, drop_last=False)) for r in range(3)]
     assert sorted(part[-1].batch_size for part in parts) == [0, 0, 1]
     assert all(len(part) == 2 for part in parts)
-    resumed = [list(read_batches(data, "train", 333, rank=r, size=3, drop_last=False, skip=1)) for r in range(3)]
+    resumed = [
+        list(read_batches(data, "train", 333, rank=r, size=3, drop_last=False, skip=1)) for r in range(3)
+    ]
     assert all(equal(a[1], b[0]) for a, b in zip(parts, resumed, strict=True))
 
 
@@ -252,7 +260,9 @@ def test_bad_values_are_named(tmp_path: Path, name: str, value: Any, message: st
         ({"item": pa.array([[1]] * 500)}, "column 'item': wanted int64, got list"),
     ],
 )
-def test_wrong_types_are_refused_before_reading(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+def test_wrong_types_are_refused_before_reading(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         read_batches(dataset(tmp_path, **changed), "train", 50)
 
