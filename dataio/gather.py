@@ -20,17 +20,22 @@ import pyarrow.compute as pc
 from tesserec.dataio.batch import Batch
 from tesserec.dataio.dataset import DataError, DatasetInfo, SparseFeature
 from tesserec.dataio.kernels import gather as kernels
+from tesserec.dataio.reuse import Reuse
 from tesserec.dataio.row_groups import DecodedRows
 from tesserec.embeddings.jagged import KeyedJaggedTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedBuffer:
-    """Rows of `pieces`, numbered through, in their final order (n,), cut into batches at `cuts` (K + 1,)."""
+    """Rows of `pieces`, numbered through, in their final order (n,), cut into batches at `cuts` (K + 1,).
+
+    memory: where the large arrays come from.
+    """
 
     pieces: Sequence[DecodedRows]
     order: npt.NDArray[np.int32]
     cuts: npt.NDArray[np.int64]
+    memory: Reuse
 
     def batches(self, info: DatasetInfo, *, keep: bool) -> list[Batch]:
         """K batches; batch k has rows cuts[k] … cuts[k+1]-1. DataError: not finite, or no id of its table."""
@@ -53,8 +58,8 @@ class DecodedBuffer:
 
     def _floats(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
         """(n, C): the columns `names`."""
-        out = np.empty((len(self.order), len(names)), np.float32)
-        scratch = np.empty(sum(piece.rows for piece in self.pieces), np.float32)
+        out = self.memory.empty((len(self.order), len(names)), np.float32)
+        scratch = self.memory.empty((sum(piece.rows for piece in self.pieces),), np.float32)
         for c, name in enumerate(names):
             end = 0
             for piece in self.pieces:
@@ -71,7 +76,7 @@ class DecodedBuffer:
 
     def _ids(self, features: Sequence[SparseFeature]) -> Iterator[KeyedJaggedTensor]:
         """The ids of each batch: one per bag, so that bag b of all has place b."""
-        out = np.empty(len(features) * len(self.order), np.int64)
+        out = self.memory.empty((len(features) * len(self.order),), np.int64)
         for feature, places in zip(features, self._first_bags(len(features)), strict=True):
             kernels.pick_ids(self._narrowed(feature), self.order, self.cuts, places, out)
         keys = tuple(feature.name for feature in features)
@@ -82,11 +87,12 @@ class DecodedBuffer:
         """The ids of each batch: any number per bag; bag b of all is out[ends[b] : ends[b + 1]]."""
         first_bags = self._first_bags(len(features))
         lengths = [self._lengths(feature) for feature in features]
-        ends = np.zeros(len(features) * len(self.order) + 1, np.int64)
+        ends = self.memory.empty((len(features) * len(self.order) + 1,), np.int64)
+        ends[0] = 0
         for length, places in zip(lengths, first_bags, strict=True):
             kernels.pick_ids(length, self.order, self.cuts, places, ends[1:])
         np.cumsum(ends, out=ends)
-        out = np.empty(ends[-1], np.int64)
+        out = self.memory.empty((int(ends[-1]),), np.int64)
         for feature, length, bags in zip(features, lengths, first_bags, strict=True):
             ids, places = self._narrowed(feature), ends[bags]
             if feature.is_list:
@@ -114,7 +120,7 @@ class DecodedBuffer:
         columns = [piece.columns[feature.name] for piece in self.pieces]
         parts = [(column.flatten() if feature.is_list else column).to_numpy() for column in columns]
         limit = feature.num_embeddings
-        out = np.empty(sum(map(len, parts)), np.int32 if limit <= 1 << 31 else np.int64)
+        out = self.memory.empty((sum(map(len, parts)),), np.int32 if limit <= 1 << 31 else np.int64)
         end = 0
         for piece, ids in zip(self.pieces, parts, strict=True):
             start, end = end, end + len(ids)

@@ -150,7 +150,9 @@ class PlantedModel:
         self.missing = rng.choice([0, 0, 0.05, 0.2, 0.45], (NUM_DENSE, 1)).astype(np.float32)
         self.slope, self.bend = rng.standard_normal((2, NUM_DENSE, 1), np.float32)
         sample = self._parts(self._draw(rng, BLOCK_ROWS))
-        self.scales = {k: np.sqrt(SHARES[k]) * LOGIT_DEVIATION / part.std() for k, part in sample.items()}
+        self.scales = {
+            k: float(np.sqrt(SHARES[k]) * LOGIT_DEVIATION / part.std()) for k, part in sample.items()
+        }
         self.bias = _bias_for(self._weighted(sample), CLICK_RATE)
 
     def block(self, number: int) -> pa.Table:
@@ -196,4 +198,8 @@ class PlantedModel:
         return {"dense": dense, "first": first, "pairs": pairs}
 
     def _weighted(self, parts: dict[str, F4]) -> F4:
-        return np.sum([part * self.scales[name] for name, part in parts.items()], axis=0, dtype=np.float32)
+        """The logit without its bias, (n,)."""
+        logit = np.zeros_like(parts["dense"])
+        for name, part in parts.items():
+            logit += part * self.scales[name]
+        return logit

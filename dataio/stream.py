@@ -29,6 +29,7 @@ from tesserec.dataio.order import (
     rank_part,
     row_order,
 )
+from tesserec.dataio.reuse import Reuse
 from tesserec.dataio.row_groups import DecodedRows, RowGroup, column_types, find_row_groups
 
 BUFFER_ROWS = 262_144  # four row groups as `prepare` writes them; an id column of it fits a core's cache
@@ -65,9 +66,10 @@ def read_batches(
     prefetch:  batches made ahead on a thread; 0: no threads at all.
     keep:      carry the `keep` columns along as `batch.kept`.
 
-    A batch stays valid as long as it is held: its memory is never written again, and is one with that of the
-    other batches of its buffer. Besides, two to three buffers of BUFFER_ROWS rows (without `shuffle`: of one
-    row group) are in memory. Threads end when the iterator is exhausted, closed or dropped.
+    A batch stays valid as long as it, or a view of its arrays, is held. The batches of one buffer share
+    memory, which is used again when all are gone. Besides those, two to three buffers of BUFFER_ROWS rows
+    (without `shuffle`: of one row group) are in memory. Threads end when the iterator is exhausted, closed or
+    dropped.
     Raises DataError: at once when the files do not fit their description, and on the way for what only
     decoding shows: a null, a float that is not finite, an id outside its table.
     """
@@ -128,11 +130,12 @@ class _Reader:
         self, buffers: Generator[tuple[BufferPlan, list[DecodedRows]], None, None], first: int
     ) -> Generator[Batch, None, None]:
         """The batches of each buffer from row `first` on; a batch that spans buffers comes in parts."""
-        held = 0
+        held, memory = 0, Reuse()
         with closing(buffers):
             for plan, pieces in buffers:
                 order = row_order(plan, self.seed)[max(first - plan.start, 0) :]
-                buffer = DecodedBuffer(pieces, order, batch_cuts(held, len(order), self.batch_size))
+                cuts = batch_cuts(held, len(order), self.batch_size)
+                buffer = DecodedBuffer(pieces, order, cuts, memory)
                 held = (held + len(order)) % self.batch_size
                 yield from buffer.batches(self.info, keep=self.keep)
 

@@ -250,15 +250,21 @@ class Trainer:
         return state.best is None or sign * (value - state.best[self.settings.monitored]) > 0
 
     def _save(self) -> None:
-        """Write a checkpoint, then remove those that are neither the last nor the best."""
-        state, start, folder = self.state, time.monotonic(), self.run.checkpoints
+        """Write a checkpoint; only then remove older ones."""
+        state, start = self.state, time.monotonic()
         state.journal, state.finished = self.journal.sync(), self.finished()
-        save_checkpoint(checkpoint_folder(folder, state.step), self.learner.content(asdict(state)))
-        keep = {state.step} | ({state.best["step"]} if state.best else set())
-        for step in set(checkpoint_steps(folder)) - keep:
-            remove_checkpoint(checkpoint_folder(folder, step))
+        save_checkpoint(
+            checkpoint_folder(self.run.checkpoints, state.step), self.learner.content(asdict(state))
+        )
+        self._prune()
         self._unsaved, self._saved_at = False, time.monotonic()
         self.watcher.saved(state.step, self._saved_at - start)
+
+    def _prune(self) -> None:
+        """Remove all checkpoints but the last and the best."""
+        keep = {self.state.step, self.state.best["step"] if self.state.best else self.state.step}
+        for step in set(checkpoint_steps(self.run.checkpoints)) - keep:
+            remove_checkpoint(checkpoint_folder(self.run.checkpoints, step))
 
     def _restore(self) -> None:
         """Continue from the last checkpoint, if there is one."""
@@ -266,6 +272,7 @@ class Trainer:
         last = self.run.last()
         if last is not None:
             self.state = State(**self.learner.restore(last))
+            self._prune()  # a process that was killed after saving did not
             self._unsaved = False
 
 

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tesserec.dataio import stream
+from tesserec.dataio import reuse, stream
 from tesserec.dataio.batch import Batch
 from tesserec.dataio.dataset import DataError, Dataset, DatasetInfo, SparseFeature, Split
+from tesserec.dataio.reuse import Reuse
+from tesserec.dataio.row_groups import DecodedRows, RowGroup
 from tesserec.dataio.stream import num_batches, read_batches
 
 ROWS, GROUP = 1000, 64
@@ -79,7 +82,7 @@ def check_rows(batch: Batch) -> None:
 
 def equal(left: Batch, right: Batch) -> bool:
     assert left.weights is not None and right.weights is not None
-    pairs = [
+    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = [
         (left.dense, right.dense),
         (left.labels, right.labels),
         (left.weights, right.weights),
@@ -141,11 +144,14 @@ def test_skip_equals_dropping(
 
 
 def test_skip_does_not_read_what_it_passes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, read = dataset(tmp_path), []
-    original = stream.RowGroup.read
-    monkeypatch.setattr(
-        stream.RowGroup, "read", lambda group, *rest: read.append(group) or original(group, *rest)
-    )
+    data, read = dataset(tmp_path), list[RowGroup]()
+    original = RowGroup.read
+
+    def counted(group: RowGroup, *where: Any) -> DecodedRows:
+        read.append(group)
+        return original(group, *where)
+
+    monkeypatch.setattr(RowGroup, "read", counted)
     list(read_batches(data, "train", 100, skip=9))
     assert 0 < len(read) < 6  # of 16 row groups
 
@@ -337,3 +343,26 @@ def test_an_error_on_a_reading_thread_reaches_the_consumer(
     with pytest.raises(ZeroDivisionError):
         next(read_batches(data, "train", 50))
     assert not reader_threads()
+
+
+def test_memory_is_used_again_only_when_no_view_is_left() -> None:
+    memory = Reuse()
+    first = memory.empty((1 << 19, 1), np.int64)
+    place, view = first.ctypes.data, first.T[:, 5:10].view(np.uint64)
+    view[:] = 7
+    del first
+    second = memory.empty((1 << 19,), np.int64)
+    second[:] = 1
+    assert second.ctypes.data != place and (view == 7).all()
+    del view
+    assert memory.empty(((1 << 19) - 100,), np.int64).ctypes.data == place
+    assert memory.empty((3, 0), np.float32).shape == (3, 0)
+
+
+def test_batches_held_across_buffers_keep_their_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reuse, "_SMALL", 1)
+    held = [batch.select(0, 3) for batch in read_batches(dataset(tmp_path), "train", 20)]
+    for batch in held:
+        check_rows(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tesserec.autograd.workers import num_threads, set_num_threads
-from tesserec.train.checkpoint import CheckpointError, checkpoint_steps
+from tesserec.train.checkpoint import CheckpointError, checkpoint_folder, checkpoint_steps
 from tesserec.train.loop import State, Trainer, Watcher
 from tesserec.train.run import RunError
 
@@ -171,11 +172,17 @@ def test_damaged_checkpoint_stops_a_resume(train: Train) -> None:
         train(resume=True)
 
 
-def test_leftovers_of_a_killed_save_are_swept(train: Train) -> None:
-    run = train(stop=at(3)).run
+@pytest.mark.parametrize("stop", [3, 30])
+def test_leftovers_of_a_killed_save_are_swept(train: Train, stop: int) -> None:
+    """A temporary of one killed while writing; a checkpoint too many of one killed before removing it."""
+    run = train(stop=at(stop)).run
     (run.checkpoints / ".step-000000002.abc.tmp").mkdir()
-    train(resume=True)
-    assert not list(run.checkpoints.glob(".*"))
+    shutil.copytree(checkpoint_folder(run.checkpoints, stop), checkpoint_folder(run.checkpoints, 1))
+    trainer = train(resume=True)
+    assert trainer.state.best is not None
+    assert {path.name for path in run.checkpoints.iterdir()} == {
+        checkpoint_folder(run.checkpoints, step).name for step in (trainer.state.best["step"], 30)
+    }
 
 
 def test_watcher_hears_of_everything(train: Train, data: Path, tmp_path: Path) -> None:
