@@ -52,7 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "dlrm": {
         "options": {"embedding_dim": 8, "bottom": [64], "top": [128], "dropout": 0.5},
-        **settings(0.02, 1e-4, 1e-4, 2048),
+        **settings(0.02, 1e-4, 5e-5, 2048),
     },
 }
 
@@ -78,7 +78,7 @@ def run(name: str, seed: int, data: Path, work: Path) -> dict[str, float]:
             "data": {"path": data, **chosen["data"]},
             "model": {"name": name, **chosen.get("options", {})},
             "optimizer": chosen["optimizer"],
-            "train": {"epochs": 150, "seed": seed, "early_stopping": {"patience": 8}},
+            "train": {"epochs": 150, "seed": seed, "early_stopping": {"patience": 15}},
             "output": work / f"{name}-{seed}",
         }
     )

@@ -86,13 +86,26 @@ class BottomInput(Module):
         self.features = features
         self.num_fields = len(features.sparse) + (features.num_dense > 0)
         sizes = (features.num_dense, *bottom, dim)
-        self.bottom = MLP(sizes, rng=rng, output_activation="relu") if features.num_dense else None
+        self.bottom = (
+            _with_random_biases(MLP(sizes, rng=rng, output_activation="relu"), rng) if sizes[0] else None
+        )
         self.sparse = EmbeddingBagCollection(features.tables(dim), seed=seed)
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> tuple[Tensor, ...]:
         self.features.check(dense, sparse)
         vectors = self.sparse(sparse).values
         return (vectors,) if self.bottom is None else (self.bottom(dense), vectors)
+
+
+def _with_random_biases(mlp: MLP, rng: np.random.Generator) -> MLP:
+    """Biases from N(0, 1/width), as in DLRM's reference code.
+
+    With biases of 0 the output for one dense value x would be x times a constant, and nothing at x = 0.
+    """
+    for layer in mlp.layers:
+        width = len(layer.weight)
+        layer.bias = Tensor(rng.normal(0.0, width**-0.5, width), requires_grad=True, dtype=np.float32)
+    return mlp
 
 
 class Cross(Module):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tesserec.dataio.inspect import ColumnReport, Inspection
 
 
+_HEADINGS = ("column", "role", "missing", "distinct", "top", "Zipf", "1 · 50 · 99 %", "length")
+
+
 def inspect(
     path: Annotated[
         Path, typer.Argument(help="A raw file (CSV, Parquet, Arrow, RecBole) or a prepared folder.")
@@ -74,13 +77,13 @@ def synth(
 def _show(inspection: Inspection) -> None:
     splits = ", ".join(f"{name} {rows:,}" for name, rows in inspection.splits.items())
     out.print(f"[bold]{inspection.path}[/]: {inspection.rows:,} rows" + (f" ({splits})" if splits else ""))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("column", "role"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("missing", "distinct", "top", "Zipf", "1 % · median · 99 %", "list length"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for column in inspection.columns:
-        table.add_row(column.name, column.role, *_cells(column))
+    rows = [[column.name, column.role, *_cells(column)] for column in inspection.columns]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    shown = [i for i in range(len(_HEADINGS)) if any(row[i] for row in rows)]
+    for i in shown:
+        table.add_column(_HEADINGS[i], justify="left" if i < 2 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
     out.print(table)
     for column in inspection.columns:
         if column.role == "label" and column.numbers:
@@ -97,7 +100,7 @@ def _cells(column: ColumnReport) -> list[str]:
         cells[1:4] = [f"{'' if ids.exact else '≈ '}{ids.distinct:,}", top, zipf]
     if (numbers := column.numbers) is not None:
         low, _, median, _, high = numbers.quantiles
-        cells[4] = " · ".join(f"{value:.3g}" for value in (low, median, high))
+        cells[4] = " · ".join(f"{value:.{2 if abs(value) < 1 else 3}g}" for value in (low, median, high))
     if (lengths := column.lengths) is not None:
         cells[5] = f"{lengths.mean:.1f} ≤ {lengths.maximum:.0f}"
     return cells
