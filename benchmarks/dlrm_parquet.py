@@ -2,10 +2,10 @@
 
     python benchmarks/dlrm_parquet.py --peer-python /path/to/peer/.venv/bin/python
 
-Both read the same file (13 float32, 26 int64 log-uniform ids, a label; row groups of 64 k), shuffle, and train
-the same model (bottom 512-256-D, top 512-256-1, SGD) in batches of 2,048. They take turns in one run; a JSON line
-gives samples/s of the median turn, the median ratio of paired turns, and peak memory. Without --peer-python only
-ours runs.
+Both read the same file (13 float32, 26 int64 log-uniform ids, a label; row groups of 64 k), shuffle, and
+train the same model (bottom 512-256-D, top 512-256-1, SGD) in batches of 2,048. They take turns in one run;
+a JSON line gives samples/s of the median turn, the median ratio of paired turns, and peak memory. Without
+--peer-python only ours runs.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benchmarks/ml100k.py --data /path/to/ml100k
 
-The folder holds RecBole's atomic files ml-100k.{inter,user,item} and recbole_seed2020_split.csv (columns row, ctr_split).
-A label is a rating of 4 or more; features are user, item, timestamp, age, gender, occupation, release year and the list of
-genres. Each model trains once per seed and stops early on the validation split, on which the settings below were
-chosen too; the test split is only measured. RecBole 1.2 publishes for LR: test AUC .7765, log loss .5620.
-Prints one JSON line per run and per model; a table on stderr.
+The folder holds RecBole's atomic files ml-100k.{inter,user,item} and recbole_seed2020_split.csv (columns row,
+ctr_split). A label is a rating of 4 or more; features are user, item, timestamp, age, gender, occupation,
+release year and the list of genres. Each model trains once per seed and stops early on the validation split,
+by which the settings below were chosen too. RecBole publishes for LR: test AUC .7765, log loss .5620. Prints one
+JSON line per run and per model; a table on stderr.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def prepare_split(source: Path, work: Path) -> Path:
-    """The data set, prepared by the ready schema with the given split as one more column of the interactions."""
+    """The data set, prepared by the ready schema; the given split is one more column of the interactions."""
     header, *rows = (source / f"{NAME}.inter").read_text().splitlines()
     _, *splits = (source / SPLIT_FILE).read_text().splitlines()
     joined = [f"{row}\t{line.split(',')[1]}" for row, line in zip(rows, splits, strict=True)]
@@ -114,9 +114,8 @@ def main() -> None:
                 print(json.dumps({"model": name, "seed": seed, **runs[-1]}), flush=True)
             means = summary(runs)
             print(json.dumps({"model": name, "seeds": len(runs), **means}), flush=True)
-            table.append(
-                f"{name:8}" + "".join(f"{mean:>11.4f} ±{sd:.4f}" for mean, sd in map(means.get, METRICS))
-            )
+            cells = (f"{mean:>11.4f} ±{sd:.4f}" for mean, sd in (means[key] for key in METRICS))
+            table.append(f"{name:8}" + "".join(cells))
     print("\n".join(table), file=sys.stderr)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,8 +21,9 @@ from pathlib import Path
 def measured(*arguments: str) -> tuple[float, float]:
     """Run a `tesserec` command -> (seconds, peak resident bytes)."""
     start = time.perf_counter()
-    pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "tesserec", *arguments])
-    _, status, usage = os.wait4(pid, 0)
+    command = [sys.executable, "-m", "tesserec", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"tesserec {' '.join(arguments)}: exit status {os.waitstatus_to_exitcode(status)}")
     return time.perf_counter() - start, usage.ru_maxrss * 1024
@@ -31,15 +34,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--max-ids", type=int, default=100_000, help="cap on the ids of a column")
+    parser.add_argument("--min-count", type=int, help="instead of the schema's")
     parser.add_argument("--folder", help="where to work; default: a temporary folder")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         raw, schema, out = (Path(name) / part for part in ("clicks.csv", "clicks.schema.yaml", "prepared"))
         commands = {
-            "synth": ["data", "synth", str(raw), "--rows", str(args.rows)],
+            "synth": ["data", "synth", str(raw), "--rows", str(args.rows), "--max-ids", str(args.max_ids)],
             "prepare": ["data", "prepare", str(raw), "--schema", str(schema), "-o", str(out)],
         }
         for case, command in commands.items():
+            if case == "prepare" and args.min_count:
+                text = re.sub(r"min_count: \d+", f"min_count: {args.min_count}", schema.read_text())
+                schema.write_text(text)
             seconds, peak = measured(*command)
             line = {"case": case, "rows": args.rows, "csv_GB": round(raw.stat().st_size / 1e9, 2)}
             line |= {"seconds": round(seconds, 1), "rows_per_s": round(args.rows / seconds)}

@@ -11,3 +11,13 @@ step tesserec data prepare demo/clicks.csv --schema demo/clicks.schema.yaml -o d
 step tesserec train examples/dlrm.yaml
 step tesserec evaluate demo/run --split test --compare-column p_true
 step tesserec predict demo/run demo/prepared/test.parquet -o demo/scores.parquet
+
+tesserec evaluate demo/run --split test --compare-column p_true --json >demo/test.json
+python - <<'EOF'
+import json
+
+metrics, report = json.load(open("demo/test.json")), json.load(open("demo/run/report.json"))
+reached, best = metrics["model"]["auc"], metrics["p_true"]["auc"]
+print(f"\ntest AUC {reached:.4f}; best reachable {best:.4f}; gap {best - reached:.4f}")
+print(f"{report['samples_per_second']:,.0f} samples/s in training; learning curve: demo/run/curve.png")
+EOF

@@ -85,11 +85,10 @@ class BottomInput(Module):
     ):
         self.features = features
         self.num_fields = len(features.sparse) + (features.num_dense > 0)
-        sizes = (features.num_dense, *bottom, dim)
-        self.bottom = (
-            _with_random_biases(MLP(sizes, rng=rng, output_activation="relu"), rng) if sizes[0] else None
-        )
         self.sparse = EmbeddingBagCollection(features.tables(dim), seed=seed)
+        sizes = (features.num_dense, *bottom, dim)
+        mlp = MLP(sizes, rng=rng, output_activation="relu")
+        self.bottom = _with_random_biases(mlp, rng) if features.num_dense else None
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> tuple[Tensor, ...]:
         self.features.check(dense, sparse)

@@ -81,9 +81,11 @@ def _raw_rows(run: RunFolder, inputs: Sequence[Path]) -> Iterator[Rows]:
     schema = encoder.schema
     columns = schema.columns()
     optional = columns.keys() - schema.feature_columns().keys()
+    labels = {label.column for label in schema.labels} & optional  # rows to be scored may have none yet
     for raw in read_raw(inputs, columns, schema.format, optional=optional):
+        unlabelled = raw.batch.select([n for n in raw.batch.schema.names if n not in labels])
         with raw.located():
-            features = encoder.encode(raw.batch)
+            features = encoder.encode(unlabelled)
         yield f"{raw.file}, counting from {raw.unit} {raw.first_row}", raw.batch, features
 
 

@@ -47,7 +47,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line. An error class of ours is a message; any other is a bug and keeps its traceback."""
+    """Run the command line. An error of ours is a message; any other is a bug and keeps its traceback."""
     try:
         app()
     except (ValueError, OSError) as error:

@@ -103,6 +103,10 @@ def test_raw_rows_score_as_their_prepared_selves(tmp_path: Path, configure: Any)
     run, out = tmp_path / "run", tmp_path / "scores.parquet"
     assert tesserec("predict", run, tmp_path / "raw.parquet", "-o", out, "--columns", "all").exit_code == 0
     from_raw = pq.read_table(out)
+    unlabelled = tmp_path / "unlabelled.parquet"
+    pq.write_table(table.set_column(0, "click", pa.nulls(500, pa.int64())), unlabelled)
+    assert tesserec("predict", run, unlabelled, "-o", out).exit_code == 0
+    assert pq.read_table(out)["score"].equals(from_raw["score"])
     assert from_raw.num_rows == 500 and {"user", "tags", "score"} <= set(from_raw.column_names)
     test = tmp_path / "prepared/test.parquet"
     predict_files(run, [test], out, raw=False, name="p")
