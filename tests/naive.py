@@ -55,3 +55,21 @@ def row_update(name: str, w: Array, g: Array, state: dict[str, Any], step: int, 
         state["square"] += 0.001 * (g**2 - state["square"])
         m, s = state["mean"] / (1 - 0.9**step), state["square"] / (1 - 0.999**step)
         w -= o["lr"] * m / (np.sqrt(s) + o["eps"])
+
+
+# a model as a user would write it in a file of their own (docs/models.md)
+FIRST_MODEL = """
+import numpy as np
+from tesserec.autograd import MLP, Module
+from tesserec.embeddings import EmbeddingBagCollection
+
+
+class Mine(Module):
+    def __init__(self, features, *, seed: int, embedding_dim: int = 8):
+        self.embeddings = EmbeddingBagCollection(features.tables(embedding_dim), seed=seed)
+        width = len(features.sparse) * embedding_dim
+        self.mlp = MLP((width, 64, 1), rng=np.random.default_rng(seed))
+
+    def forward(self, dense, sparse):
+        return self.mlp(self.embeddings(sparse).values).reshape(-1)
+"""

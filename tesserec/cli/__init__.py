@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -48,6 +50,7 @@ def options(
 
 def main() -> None:
     """Run the command line. An error of ours is a message; any other is a bug and keeps its traceback."""
+    sys.path.append(os.getcwd())  # where a config's `module:Class` looks for a model of the user's own
     try:
         app()
     except (ValueError, OSError) as error:
