@@ -3,11 +3,11 @@
     python benchmarks/click_prediction.py --data /path/to/click_prediction_small
 
 For each fold a tenth of the data is for test and the next tenth, out of its training folds, for early
-stopping; vocabularies and bucket boundaries are fitted on the other eight. Settings were chosen by the early-stopping
-tenths of folds 0 to 2. The ids of queries, keywords, titles and descriptions are numbered by about falling
-frequency, so besides being ids they are bucketized as numbers. Published (AMLB, JMLR 2024, one hour on eight
-cores): LightAutoML .728, FLAML .723, TPOT .715, AutoGluon .710, MLJAR .709, H2O .701. Prints one JSON line
-per fold and per model; a table on stderr.
+stopping; vocabularies and bucket boundaries are fitted on the other eight. Settings were chosen by the
+early-stopping tenths of folds 0 to 2. The ids of queries, keywords, titles and descriptions are numbered by
+about falling frequency, so besides being ids they are bucketized as numbers. Published (AMLB, JMLR 2024, one
+hour on eight cores): LightAutoML .728, FLAML .723, TPOT .715, AutoGluon .710, MLJAR .709, H2O .701. Prints
+one JSON line per fold and per model; a table on stderr.
 """
 
 from __future__ import annotations

@@ -55,9 +55,9 @@ class FieldEmbeddings(Module):
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> Tensor:
         self.features.check(dense, sparse)
         fields: Tensor = self.sparse(sparse).stack()
-        return (
-            ops.concat(fields, self.dense * dense[:, :, None], axis=1) if self.features.num_dense else fields
-        )
+        if not self.features.num_dense:
+            return fields
+        return ops.concat(fields, self.dense * dense[:, :, None], axis=1)
 
 
 class FlatInput(Module):
@@ -87,8 +87,7 @@ class BottomInput(Module):
         self.num_fields = len(features.sparse) + (features.num_dense > 0)
         self.sparse = EmbeddingBagCollection(features.tables(dim), seed=seed)
         sizes = (features.num_dense, *bottom, dim)
-        mlp = MLP(sizes, rng=rng, output_activation="relu")
-        self.bottom = _with_random_biases(mlp, rng) if features.num_dense else None
+        self.bottom = _bottom_mlp(sizes, rng) if features.num_dense else None
 
     def forward(self, dense: Dense, sparse: KeyedJaggedTensor) -> tuple[Tensor, ...]:
         self.features.check(dense, sparse)
@@ -96,11 +95,12 @@ class BottomInput(Module):
         return (vectors,) if self.bottom is None else (self.bottom(dense), vectors)
 
 
-def _with_random_biases(mlp: MLP, rng: np.random.Generator) -> MLP:
-    """Biases from N(0, 1/width), as in DLRM's reference code.
+def _bottom_mlp(sizes: Sequence[int], rng: np.random.Generator) -> MLP:
+    """ReLU layers with biases from N(0, 1/width), as in DLRM's reference code.
 
     With biases of 0 the output for one dense value x would be x times a constant, and nothing at x = 0.
     """
+    mlp = MLP(sizes, rng=rng, output_activation="relu")
     for layer in mlp.layers:
         width = len(layer.weight)
         layer.bias = Tensor(rng.normal(0.0, width**-0.5, width), requires_grad=True, dtype=np.float32)

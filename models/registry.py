@@ -92,7 +92,7 @@ def _import_class(path: str) -> Callable[..., Module]:
     if found is not None:
         raise ModelError(f"model {path!r}: {class_name} is not a subclass of tesserec.autograd.Module")
     classes = [key for key, value in vars(module).items() if isinstance(value, type)]
-    raise ModelError(f"model {path!r}: no {class_name!r} in {module.__file__}{_nearest(class_name, classes)}")
+    raise ModelError(f"model {path!r}: no {class_name!r} in {module_name}{_nearest(class_name, classes)}")
 
 
 def _options(cls: Callable[..., Module]) -> list[Option]:
