@@ -74,7 +74,7 @@ def settings(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "model": {"name": "dlrm", "embedding_dim": 4, "bottom": [8], "top": [16], "dropout": 0.1},
         "optimizer": {
             "dense": {"name": "adam", "lr": 0.05},
-            "rows": {"name": "rowwise_adagrad", "lr": 0.5},
+            "rows": {"name": "rowwise_adagrad", "lr": 2.0},
         },
         "schedule": {"name": "cosine", "warmup": 3},
         "plateau": {"gamma": 0.5, "patience": 0},

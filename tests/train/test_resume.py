@@ -88,7 +88,7 @@ def test_killed_run_ends_as_if_it_was_not(train: Train, whole: dict[str, Any], s
 
 
 def test_early_stopping_survives_a_resume(train: Train) -> None:
-    early = {"train__early_stopping": {"patience": 2}, "train__epochs": 6}
+    early = {"train__early_stopping": {"patience": 2}, "train__epochs": 6, "optimizer__dense__lr": 0.2}
     whole = train("whole", **early)
     assert whole.state.step < 60 and "early" in whole.state.finished
     last = whole.state.step
