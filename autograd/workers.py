@@ -23,11 +23,6 @@ from threadpoolctl import ThreadpoolController
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
-if sys.platform == "linux":
-    _cores = sorted(os.sched_getaffinity(0))
-else:
-    _cores = list(range(os.cpu_count() or 1))
-
 
 class _Here(threading.local):
     is_worker = False
@@ -42,7 +37,7 @@ _threads: int | None = None
 def num_threads() -> int:
     """How many threads `parallel_map` uses: as set, or TESSEREC_NUM_THREADS, or the cores we may use."""
     if _threads is None:
-        set_num_threads(int(os.environ.get("TESSEREC_NUM_THREADS") or len(_cores)))
+        set_num_threads(int(os.environ.get("TESSEREC_NUM_THREADS") or _usable_cores()))
     return _threads or 1
 
 
@@ -86,18 +81,17 @@ def _executor() -> ThreadPoolExecutor:
     global _pool
     with _lock:
         if _pool is None:
-            n = num_threads()
-            homes = iter(_cores if n == len(_cores) else [None] * n)
-            _pool = ThreadPoolExecutor(n, "tesserec", initializer=_become_worker, initargs=(homes,))
+            _pool = ThreadPoolExecutor(num_threads(), "tesserec", initializer=_become_worker)
         return _pool
 
 
-def _become_worker(homes: Iterator[int | None]) -> None:
-    """With one thread per core each stays on its own: left alone, Linux at times runs two on one core."""
+def _become_worker() -> None:
     _here.is_worker = True
-    core = next(homes)
-    if core is not None and sys.platform == "linux":
-        os.sched_setaffinity(0, {core})
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on; a job scheduler may have given it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _forget_pool() -> None:
