@@ -97,7 +97,8 @@ def _sample_batches(path: Path) -> Iterator[pa.RecordBatch]:
         delimiter = "\t" if "\t" in _first_line(path) else ","
         with pa.input_stream(str(path), compression="detect") as stream:
             reading = pa.csv.ReadOptions(block_size=_BLOCK_BYTES)
-            yield from pa.csv.open_csv(stream, reading, pa.csv.ParseOptions(delimiter=delimiter))
+            parsing = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+            yield from pa.csv.open_csv(stream, reading, parsing)
 
 
 def _choose(
@@ -237,7 +238,7 @@ def _csv_batches(
         null_values=list(text.nulls),
         strings_can_be_null=True,
     )
-    parsing = pa.csv.ParseOptions(delimiter=source.delimiter)
+    parsing = pa.csv.ParseOptions(delimiter=source.delimiter, newlines_in_values=True)
     yield from pa.csv.open_csv(stream, reading, parsing, converting)
 
 

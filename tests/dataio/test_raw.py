@@ -153,3 +153,12 @@ def test_recbole_files_are_joined(tmp_path: Path) -> None:
     ]
     put(tmp_path / "ml.user", "user_id:token\tage:token\n8\t30\n8\t24\n")
     assert "'user_id' stands in two rows" in problem(tmp_path / "ml.inter", columns)
+
+
+def test_quoted_line_breaks_belong_to_the_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a block of the file ends between the quotes."""
+    monkeypatch.setattr(raw, "_BLOCK_BYTES", 64)
+    texts = [f"title {i}\nline two, {i}" for i in range(50)]
+    lines = [f'{i % 2},0.5,"{text}"' for i, text in enumerate(texts)]
+    file = put(tmp_path / "a.csv", "\n".join(["y,x,c", *lines]) + "\n")
+    assert [row["c"] for row in rows_of(file)] == texts
