@@ -74,9 +74,9 @@ class RowOptimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken. StateError, before any change, where it does not fit."""
-        arrays = {name: value for name, value in state.items() if name != "steps"}
-        copy_state(arrays, self._arrays(), type(self).__name__)
-        self.steps = int(state["steps"])
+        own = {"steps": np.array(self.steps), **self._arrays()}
+        copy_state(state, own, type(self).__name__)
+        self.steps = int(own["steps"])
 
     def _arrays(self) -> dict[str, Array]:
         return {f"{slot}.{name}": a for name, slots in self.state.items() for slot, a in slots.items()}

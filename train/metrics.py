@@ -16,6 +16,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tesserec.autograd.ops.elementwise import expit
+
 F4 = npt.NDArray[np.float32]
 F8 = npt.NDArray[np.float64]
 Floats = npt.NDArray[Any]
@@ -27,9 +29,7 @@ class MetricError(ValueError):
 
 def sigmoid(logits: Floats) -> F8:
     """1 / (1 + exp(-z)) in float64, any shape, without overflow."""
-    z = np.asarray(logits, np.float64)
-    small = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1.0, small) / (1.0 + small)
+    return expit(np.asarray(logits, np.float64))
 
 
 @dataclass

@@ -41,9 +41,9 @@ def predict_files(
     """Write `output`, Parquet with the score of every input row, in order -> number of rows.
 
     raw: the inputs are raw files, for the run's own encoder; else Parquet with the training columns.
-    columns: which input columns stand beside the score: none, those the schema keeps with labels and group,
-    or all. name: of the score column, float32, the probability of a positive label. The file appears when
-    complete.
+    columns: which input columns stand beside the score: none, those the schema keeps and the group, with the
+    labels of prepared rows, or all. name: of the score column, float32, the probability of a positive label.
+    The file appears when complete.
     """
     run = RunFolder.open(path)
     info, size, model = run.dataset(), run.config().train.slice_size, load_model(run, checkpoint)

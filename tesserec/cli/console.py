@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,7 +32,7 @@ def print_json(value: Any) -> None:
 
 def fail(message: str) -> NoReturn:
     """Print `message` as an error and leave with status 2."""
-    console.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise SystemExit(2)
 
 
@@ -39,18 +40,13 @@ def metric_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """Metrics as rows, what was measured as columns."""
     from tesserec.train.report import TITLES, shown
 
-    table = Table("", *(_plain(name) for name in found), box=SIMPLE_HEAD)
+    table = Table("", *(escape(name) for name in found), box=SIMPLE_HEAD)
     for key, title in TITLES.items():
         if any(key in metrics for metrics in found.values()):
             table.add_row(title, *(shown(metrics.get(key)) for metrics in found.values()))
     for column in table.columns[1:]:
         column.justify = "right"
     return table
-
-
-def _plain(text: str) -> str:
-    """`text` with brackets escaped, so that rich prints ids and shapes as they are."""
-    return text.replace("[", "\\[")
 
 
 @contextmanager
