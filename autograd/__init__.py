@@ -5,6 +5,8 @@ scalar, `module` and `layers` hold parameters, `optim` and `schedules` move them
 """
 
 from tesserec.autograd import losses, ops, schedules
+from tesserec.autograd.compiler.capture import opaque
+from tesserec.autograd.compiler.model import CompiledModel, compile
 from tesserec.autograd.gradcheck import GradcheckError, gradcheck
 from tesserec.autograd.layers import MLP, BatchNorm1d, Dropout, InBatchSoftmax, LayerNorm, Linear
 from tesserec.autograd.module import Module, ModuleList, Sequential, StateError
@@ -28,6 +30,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BatchNorm1d",
+    "CompiledModel",
     "Dropout",
     "GradcheckError",
     "InBatchSoftmax",
@@ -44,6 +47,7 @@ __all__ = [
     "accumulate",
     "clip_grad_norm",
     "clip_grad_value",
+    "compile",
     "current_stream",
     "gradcheck",
     "gradients",
@@ -53,6 +57,7 @@ __all__ = [
     "num_threads",
     "one_thread_blas",
     "op",
+    "opaque",
     "ops",
     "parallel_map",
     "random_stream",

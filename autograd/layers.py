@@ -120,22 +120,18 @@ class BatchNorm1d(Module):
         self.momentum = momentum
 
     def forward(self, x: Operand) -> Tensor:
-        return self._by_batch(as_tensor(x)) if self.training else self._by_running(as_tensor(x))
-
-    def _by_running(self, x: Tensor) -> Tensor:
-        scale: Tensor = self.weight / np.sqrt(self.running_var + self.eps)
-        return (x - self.running_mean) * scale + self.bias
-
-    def _by_batch(self, x: Tensor) -> Tensor:
-        n = len(x)
-        if n < 2:
-            raise ValueError(
-                f"BatchNorm1d: a training batch of {n} has no variance, wanted 2 samples or more"
-            )
-        mean, var = x.data.mean(axis=0), x.data.var(axis=0)
-        self.running_mean += self.momentum * (mean - self.running_mean)
-        self.running_var += self.momentum * (var * (n / (n - 1)) - self.running_var)
-        return ops.batch_norm(x, self.weight, self.bias, mean=mean, var=var, eps=self.eps)
+        mean, var = self.running_mean, self.running_var
+        if not self.training:
+            return ops.normalize(x, self.weight, self.bias, mean=mean, var=var, eps=self.eps)
+        return ops.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            running_mean=mean,
+            running_var=var,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
 
 
 class Dropout(Module):

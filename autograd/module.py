@@ -45,7 +45,7 @@ class Module:
         """Every Tensor below that requires a gradient, each once, under the first path that leads to it."""
         seen: set[Tensor] = set()
         for path, module in self.named_modules():
-            for name, tensor in _own_tensors(module):
+            for name, tensor in own_tensors(module):
                 if tensor.requires_grad and tensor not in seen:
                     seen.add(tensor)
                     yield _join(path, name), tensor
@@ -78,7 +78,7 @@ class Module:
 
         A module that wants other names for its state overrides this.
         """
-        state = {name: tensor.data for name, tensor in _own_tensors(self)}
+        state = {name: tensor.data for name, tensor in own_tensors(self)}
         return state | {name: getattr(self, name) for name in self.buffers}
 
     def state_dict(self) -> dict[str, Array]:
@@ -153,26 +153,32 @@ def _modules(module: Module, path: str, seen: set[int]) -> Iterator[tuple[str, M
                 yield from _modules(child, _join(path, name), seen)
 
 
-def _own_tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that are no result of an op: parameters, frozen ones included."""
+def own_tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
+    """The module's own Tensors that are no result of an op: parameters, frozen ones included."""
     for name, child in _members(module):
         if isinstance(child, Tensor) and child.node is None:
             yield name, child
 
 
 def _members(module: Module) -> Iterator[tuple[str, Any]]:
+    """The Tensors and Modules among its attributes and in nested containers, with their paths."""
     for name, value in vars(module).items():
-        yield from _flatten(value, name)
+        if isinstance(value, _MEMBERS):
+            yield name, value
+        elif isinstance(value, _CONTAINERS):
+            yield from _contents(value, name)
 
 
-def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """The Tensors and Modules in nested lists, tuples and dicts, with their paths."""
-    if isinstance(value, Tensor | Module):
-        yield name, value
-    elif isinstance(value, list | tuple | dict):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, child in items:
-            yield from _flatten(child, f"{name}.{key}")
+def _contents(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in items:
+        if isinstance(child, _MEMBERS):
+            yield f"{name}.{key}", child
+        elif isinstance(child, _CONTAINERS):
+            yield from _contents(child, f"{name}.{key}")
+
+
+_MEMBERS, _CONTAINERS = (Tensor, Module), (list, tuple, dict)
 
 
 def _join(path: str, name: str) -> str:

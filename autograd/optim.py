@@ -2,7 +2,7 @@
 
 Rows of embedding tables have their own in `tesserec.embeddings.row_optim`. `lr` is a plain attribute: a
 schedule sets it before each step. In the formulas g is the gradient plus weight_decay·w, and all is element
-by element.
+by element, so long parameters are cut into pieces, which the worker threads share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 
 from tesserec.autograd.kernels import optim as kernels
 from tesserec.autograd.module import copy_state
+from tesserec.autograd.slices import pieces
 from tesserec.autograd.tensor import Array, Tensor, as_array
+from tesserec.autograd.workers import parallel_map
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -39,13 +41,16 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter from its gradient."""
         self.steps += 1
+        work = []
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                slots = [array.reshape(-1) for array in self.state[name].values()]
-                self.update(parameter.data.reshape(-1), _dense(name, parameter.grad), slots)
+                arrays = parameter.data, _dense(name, parameter.grad), *self.state[name].values()
+                flat = [array.reshape(-1) for array in arrays]
+                work += [[array[part] for array in flat] for part in pieces(parameter.size)]
+        parallel_map(lambda item: self.update(item[0], item[1], item[2:]), work)
 
     def update(self, w: Array, g: Array, slots: list[Array]) -> None:
-        """The formula, in place, for one parameter and its slots, all flat. `g` is read only."""
+        """The formula, in place, for a piece of a parameter and of its slots, all flat. `g` is read only."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:

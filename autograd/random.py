@@ -21,13 +21,18 @@ _current = _Current()
 
 
 @contextlib.contextmanager
-def random_stream(rng: np.random.Generator) -> Iterator[np.random.Generator]:
-    """Layers that draw (Dropout) draw from `rng` inside, on this thread only."""
+def random_stream(rng: np.random.Generator | None) -> Iterator[None]:
+    """Layers that draw (Dropout) draw from `rng` inside, on this thread only; None: they may not."""
     before, _current.rng = _current.rng, rng
     try:
-        yield rng
+        yield
     finally:
         _current.rng = before
+
+
+def open_stream() -> np.random.Generator | None:
+    """The generator of the innermost `random_stream` on this thread, if there is one."""
+    return _current.rng
 
 
 def current_stream() -> np.random.Generator:

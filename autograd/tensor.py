@@ -15,9 +15,10 @@ import contextlib
 import contextvars
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -213,6 +214,14 @@ def no_grad() -> Iterator[None]:
         _grad_enabled.reset(token)
 
 
+class _Recording(threading.local):
+    """Where ops of this thread go instead, while `capture.py` watches a forward pass."""
+
+    recorder: Any = None
+
+
+recording = _Recording()
+
 _SHAPE_ERRORS = (ValueError, IndexError, np.exceptions.AxisError)  # numpy's words, to which `op` adds names
 
 
@@ -229,6 +238,8 @@ def op(fn: Callable[..., tuple[Any, Sequence[Pullback]]]) -> Callable[..., Tenso
 
     @functools.wraps(fn)
     def lifted(*args: Any, **static: Any) -> Tensor:
+        if recording.recorder is not None:
+            return cast(Tensor, recording.recorder.record(lifted, args, static))
         arrays = _arrays(fn, args)
         try:
             value, pullbacks = fn(*arrays, **static)
@@ -323,7 +334,12 @@ def gradients(output: Tensor, grad: npt.ArrayLike | None = None, *, retain_graph
     of `output`, is 1 unless given, which only a scalar allows. The graph is released on the way, and its
     memory with it, unless `retain_graph`; a released graph cannot be walked again.
     """
-    sums = _Sums({output: _seed(output, grad)})
+    return backpropagate(output, _seed(output, grad), retain_graph=retain_graph)
+
+
+def backpropagate(output: Tensor, g: Array, *, retain_graph: bool = False) -> Gradients:
+    """`gradients` of an output that has a history, from its gradient `g`, which pullbacks may keep."""
+    sums = _Sums({output: g})
     order = _history(output)
     while order:
         tensor = order.pop()

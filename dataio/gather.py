@@ -7,7 +7,7 @@ views of the same few arrays.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -29,13 +29,14 @@ from tesserec.embeddings.jagged import KeyedJaggedTensor
 class DecodedBuffer:
     """Rows of `pieces`, numbered through, in their final order (n,), cut into batches at `cuts` (K + 1,).
 
-    memory: where the large arrays come from.
+    memory: where the large arrays come from. unseen: features whose ids may be outside their tables.
     """
 
     pieces: Sequence[DecodedRows]
     order: npt.NDArray[np.int32]
     cuts: npt.NDArray[np.int64]
     memory: Reuse
+    unseen: Collection[str] = ()
 
     def batches(self, info: DatasetInfo, *, keep: bool) -> list[Batch]:
         """K batches; batch k has rows cuts[k] … cuts[k+1]-1. DataError: not finite, or no id of its table."""
@@ -119,6 +120,8 @@ class DecodedBuffer:
         """The checked ids of one feature, of all pieces."""
         columns = [piece.columns[feature.name] for piece in self.pieces]
         parts = [(column.flatten() if feature.is_list else column).to_numpy() for column in columns]
+        if feature.name in self.unseen:
+            return np.concatenate(parts)
         limit = feature.num_embeddings
         out = self.memory.empty((sum(map(len, parts)),), np.int32 if limit <= 1 << 31 else np.int64)
         end = 0

@@ -7,7 +7,7 @@ What is read when is decided beforehand, by the arithmetic of `tesserec.dataio.o
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +56,7 @@ def read_batches(
     rank: int = 0,
     size: int = 1,
     keep: bool = False,
+    unseen: Collection[str] = (),
 ) -> Iterator[Batch]:
     """One epoch of this rank's batches of `batch_size` rows, in an order that is a function of (seed, epoch).
 
@@ -65,6 +66,7 @@ def read_batches(
                ranks it may be empty, so that all take the same number of steps.
     prefetch:  batches made ahead on a thread; 0: no threads at all.
     keep:      carry the `keep` columns along as `batch.kept`.
+    unseen:    sparse features whose ids may be outside their tables: whoever looks them up has a policy.
 
     A batch stays valid as long as it, or a view of its arrays, is held. The batches of one buffer share
     memory, which is used again when all are gone. Besides those, two to three buffers of BUFFER_ROWS rows
@@ -85,7 +87,7 @@ def read_batches(
     lo, hi = rank_part(sum(sizes), rank=rank, size=size)
     first = min(lo + skip * batch_size, hi)
     plans = fill_buffers(cut_pieces(sizes, order, lo, hi), lo, BUFFER_ROWS if shuffle else 1)
-    reader = _Reader(dataset.info, groups, batch_size, (seed, epoch) if shuffle else None, keep)
+    reader = _Reader(dataset.info, groups, batch_size, (seed, epoch) if shuffle else None, keep, unseen)
     buffers = reader.load(buffers_from(plans, first), threads=prefetch > 0)
     batches = _join(reader.gather(buffers, first), batch_size, steps)
     return _prefetch(batches, prefetch) if prefetch else batches
@@ -109,6 +111,7 @@ class _Reader:
     batch_size: int
     seed: tuple[int, int] | None
     keep: bool
+    unseen: Collection[str]
 
     def load(
         self, plans: Sequence[BufferPlan], *, threads: bool
@@ -135,7 +138,7 @@ class _Reader:
             for plan, pieces in buffers:
                 order = row_order(plan, self.seed)[max(first - plan.start, 0) :]
                 cuts = batch_cuts(held, len(order), self.batch_size)
-                buffer = DecodedBuffer(pieces, order, cuts, memory)
+                buffer = DecodedBuffer(pieces, order, cuts, memory, self.unseen)
                 held = (held + len(order)) % self.batch_size
                 yield from buffer.batches(self.info, keep=self.keep)
 

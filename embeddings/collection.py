@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tesserec.autograd.compiler.capture import opaque
 from tesserec.autograd.module import Module
+from tesserec.autograd.tensor import Tensor
 from tesserec.embeddings.config import EmbeddingBagConfig, EmbeddingConfig, TableError
 from tesserec.embeddings.jagged import JaggedTensor, KeyedJaggedTensor
-from tesserec.embeddings.kernels.lookup import LANE
+from tesserec.embeddings.kernels.rows import compute_dtype
 from tesserec.embeddings.keyed_tensor import KeyedTensor
-from tesserec.embeddings.lookup import Bags, lookup
+from tesserec.embeddings.lookup import Block, Bound, lookup
 from tesserec.embeddings.table_set import Reader, TableSet
 
 Array = npt.NDArray[Any]
@@ -27,15 +29,18 @@ class EmbeddingBagCollection(Module):
     """KeyedJaggedTensor -> KeyedTensor: for each feature and sample, the sum or mean of its ids' rows.
 
     Keys of the output: the features, in the order of the tables and of their feature_names; `feature@table`
-    for a feature that several tables read. The state has one array per table, under the table's name.
+    for a feature that several tables read. Weights that are a Tensor get a gradient. Bags that samples share
+    (`inverse`) are pooled once. The state has one array per table, under the table's name. processor: what is
+    done to a batch first, KeyedJaggedTensor -> KeyedJaggedTensor, such as `PositionWeighted`.
     """
 
-    def __init__(self, tables: Sequence[EmbeddingBagConfig], *, seed: int):
+    def __init__(self, tables: Sequence[EmbeddingBagConfig], *, seed: int, processor: Module | None = None):
         for table in tables:
             if not isinstance(table, EmbeddingBagConfig):
                 raise TableError(f"table {table.name!r} is an EmbeddingConfig, wanted an EmbeddingBagConfig")
         self.table_set = TableSet(tables, seed=seed)
         self.pools = self.table_set.pools
+        self.processor = processor
         self.keys = tuple(reader.name for reader in self.table_set.outputs)
         self.lengths = tuple(reader.width for reader in self.table_set.outputs)
 
@@ -43,14 +48,24 @@ class EmbeddingBagCollection(Module):
         """{table: (num_embeddings, D)}; views."""
         return self.table_set.state()
 
+    def unseen_ids(self, *, reset: bool = False) -> dict[str, int]:
+        """{output key: ids outside its table so far}, of those that had any. reset: count from 0 again."""
+        return self.table_set.unseen_ids(reset=reset)
+
     def forward(self, kjt: KeyedJaggedTensor) -> KeyedTensor:
-        lanes = self.table_set.bind(kjt)
-        bags = [Bags(pool, part, (kjt,)) for pool, part in self.table_set.by_pool(lanes)]
-        return KeyedTensor(self.keys, self.lengths, lookup(bags, (kjt.batch_size, sum(self.lengths))))
+        shape, dtype = (kjt.batch_size, sum(self.lengths)), compute_dtype(self.pools[0].dtype)
+        leaves = [*self.pools, *(self.processor.parameters() if self.processor else ())]
+        pooled = opaque(self._pooled, kjt, shape=shape, dtype=dtype, leaves=leaves)
+        return KeyedTensor(self.keys, self.lengths, pooled)
+
+    def _pooled(self, kjt: KeyedJaggedTensor, out: Array | None = None) -> Tensor:
+        """(B, ΣD), in `out` if given."""
+        processed = kjt if self.processor is None else self.processor(kjt)
+        return lookup(self.pools, self.table_set.bind(processed), out)
 
 
 class EmbeddingCollection(Module):
-    """KeyedJaggedTensor -> {feature: JaggedTensor of (L, D) rows, one per id}.
+    """KeyedJaggedTensor -> {feature: JaggedTensor of (L, D) rows, one per id}, B bags each.
 
     Weights are passed on, not applied. Keys and state: as those of `EmbeddingBagCollection`.
     """
@@ -63,18 +78,38 @@ class EmbeddingCollection(Module):
         """{table: (num_embeddings, D)}; views."""
         return self.table_set.state()
 
+    def unseen_ids(self, *, reset: bool = False) -> dict[str, int]:
+        """{output key: ids outside its table so far}, of those that had any. reset: count from 0 again."""
+        return self.table_set.unseen_ids(reset=reset)
+
     def forward(self, kjt: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-        lanes = dict(zip(self.table_set.readers, self.table_set.bind(kjt), strict=True))
+        kjt = kjt.expand()
+        bound, place = self.table_set.bind(kjt), {r: k for k, r in enumerate(self.table_set.readers)}
         return {
-            reader.name: self._rows(reader, lanes[reader], kjt[reader.feature])
-            for reader in self.table_set.outputs
+            reader.name: self._rows(
+                reader, bound.lanes[k : k + 1], bound.replaced.get(k, kjt[reader.feature])
+            )
+            for reader, k in ((reader, place[reader]) for reader in self.table_set.outputs)
         }
 
     def _rows(self, reader: Reader, lane: Any, bags: JaggedTensor) -> JaggedTensor:
-        """The rows of one reader's ids: every id a bag of its own."""
+        """The rows of one reader's ids: every id a bag of its own. lane: (1,) its lane over `bags`."""
         size, offsets = len(bags.values), np.arange(len(bags.values) + 1)
-        lanes = np.array([lane], LANE)
+        lanes = lane.copy()
         lanes["ids"], lanes["offsets"] = bags.values.ctypes.data, offsets.ctypes.data
-        lanes["weights"], lanes["bags"], lanes["column"] = 0, size, 0
-        rows = lookup([Bags(self.pools[reader.pool], lanes, (bags, offsets))], (size, reader.width))
-        return JaggedTensor(rows, bags.offsets, bags.weights)
+        lanes["weights"], lanes["bags"], lanes["column"], lanes["mean"] = 0, size, 0, 0
+        bound = Bound(lanes, [Block(0, 1, reader.width)], (size, reader.width), (bags, offsets))
+        return JaggedTensor(lookup([self.pools[reader.pool]], bound), bags.offsets, bags.weights)
+
+
+def unseen_ids(model: Module, *, reset: bool = False) -> dict[str, int]:
+    """{feature: ids outside its table so far} of all collections in `model`, those that had any.
+
+    Of several collections that read a feature, the one with the most counts: they see the same ids.
+    """
+    found: dict[str, int] = {}
+    for module in model.modules():
+        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
+            for name, count in module.unseen_ids(reset=reset).items():
+                found[name] = max(count, found.get(name, 0))
+    return found

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -40,6 +40,27 @@ class Constant:
 
 
 Init = Uniform | Normal | XavierNormal | Constant
+DataType = Literal["float32", "float64", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """An unseen id is read as `row`, which the table keeps for them."""
+
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hash:
+    """An unseen id is read as the row that a hash of it names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """An unseen id is taken out of its bag."""
+
+
+Unseen = Literal["error"] | Clamp | Hash | Drop  # what becomes of an id outside the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +69,8 @@ class EmbeddingConfig:
 
     Ids run from 0 to num_embeddings - 1. init: see `Uniform`, `Normal`, `XavierNormal`, `Constant`; the
     values depend on the collection's seed, the table's name, and row and column, on nothing else.
+    unseen: what becomes of other ids, for all features or {feature: …}: "error" (InvalidIdError), also where
+    nothing is said, `Clamp(row)`, `Hash()` or `Drop()`. The collection counts them, see `unseen_ids`.
     """
 
     name: str
@@ -55,8 +78,9 @@ class EmbeddingConfig:
     embedding_dim: int
     feature_names: tuple[str, ...]
     _: KW_ONLY
-    data_type: Literal["float32", "float64"] = "float32"
+    data_type: DataType = "float32"
     init: Init = Uniform()
+    unseen: Unseen | Mapping[str, Unseen] = field(default="error", hash=False)
 
     def __post_init__(self) -> None:
         names = self.feature_names
@@ -69,15 +93,35 @@ class EmbeddingConfig:
             raise self._error("num_embeddings", self.num_embeddings, "1 to 2³² - 1 rows")
         if self.embedding_dim < 1:
             raise self._error("embedding_dim", self.embedding_dim, "1 or more")
-        if self.data_type not in ("float32", "float64"):
-            raise self._error("data_type", self.data_type, "'float32' or 'float64'")
+        if self.data_type not in get_args(DataType):
+            raise self._error("data_type", self.data_type, f"one of {', '.join(get_args(DataType))}")
         if not isinstance(self.init, Init):
             raise self._error("init", self.init, "Uniform(), Normal(std), XavierNormal() or Constant(value)")
+        self._check_unseen()
+
+    def unseen_policy(self, feature: str) -> Unseen:
+        """What becomes of ids of `feature` that are outside the table."""
+        return self.unseen.get(feature, "error") if isinstance(self.unseen, Mapping) else self.unseen
+
+    def _check_unseen(self) -> None:
+        policies = self.unseen if isinstance(self.unseen, Mapping) else {"": self.unseen}
+        if isinstance(self.unseen, Mapping) and not policies.keys() <= set(self.feature_names):
+            raise self._error("unseen", dict(self.unseen), f"keys among {', '.join(self.feature_names)}")
+        for policy in policies.values():
+            if policy != "error" and not isinstance(policy, Clamp | Hash | Drop):
+                raise self._error("unseen", policy, "'error', Clamp(row), Hash() or Drop()")
+            if isinstance(policy, Clamp) and not 0 <= policy.row < self.num_embeddings:
+                raise self._error("unseen", policy, f"a row from 0 to {self.num_embeddings - 1}")
 
     @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """`data_type` as numpy names it."""
-        return np.dtype(self.data_type)
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy type that rows are stored as; bfloat16, which numpy lacks, as its bits in uint16."""
+        return np.dtype("uint16" if self.data_type == "bfloat16" else self.data_type)
+
+    @property
+    def compute_dtype(self) -> np.dtype[Any]:
+        """Numpy type of outputs, gradients and optimizer state: float64 for float64 rows, else float32."""
+        return np.dtype("float64" if self.data_type == "float64" else "float32")
 
     def _error(self, field: str, got: object, wanted: str) -> TableError:
         return TableError(f"table {self.name!r}: {field} is {got!r}, wanted {wanted}")
@@ -99,13 +143,12 @@ class EmbeddingBagConfig(EmbeddingConfig):
 
 
 def check_tables(tables: Sequence[EmbeddingConfig]) -> None:
-    """TableError unless there is a table, their names are distinct and they are of one data type."""
+    """TableError unless there is a table, their names are distinct and outputs would be of one type."""
     if not tables:
         raise TableError("a collection needs at least one table")
     names = [table.name for table in tables]
     if len(set(names)) < len(names):
         raise TableError(f"table {next(n for n in names if names.count(n) > 1)!r} is given more than once")
-    types = {table.data_type: table.name for table in tables}
-    if len(types) > 1:
-        given = ", ".join(f"{name!r} {data_type}" for data_type, name in types.items())
-        raise TableError(f"tables of one collection are of one data_type, got {given}")
+    if len({table.compute_dtype for table in tables}) > 1:
+        given = ", ".join(f"{table.name!r} {table.data_type}" for table in tables)
+        raise TableError(f"float64 tables of a collection cannot be beside others, got {given}")

@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tesserec.autograd.workers import parallel_map
+from tesserec.embeddings.entries import Entries, sorted_entries
 from tesserec.embeddings.kernels import coalesce as kernels
 from tesserec.embeddings.kernels.lookup import LANE
-from tesserec.embeddings.spans import even_spans, weighted_spans
+from tesserec.embeddings.spans import Span
 
 Rows = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
-
-_LEAST = 4096  # entries or rows that are worth a task of their own
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +81,23 @@ class RowGrad:
         return self._sum[1]
 
     @cached_property
+    def entries(self) -> Entries:
+        """What `rows` and `values` are summed from; row optimizers do that by themselves."""
+        return sorted_entries(_ordered(self.parts), self.dtype.itemsize)
+
+    @cached_property
     def _sum(self) -> tuple[Rows, Array]:
-        return _coalesce(_ordered(self.parts), self.width, self.dtype)
+        held, spans = self.entries, self.entries.spans()
+        counts = parallel_map(lambda span: kernels.count_runs(held.sorted, held.ranges, *span), spans)
+        firsts = np.cumsum([0, *counts])
+        rows, values = np.empty(firsts[-1], np.int64), np.empty((firsts[-1], self.width), self.dtype)
+
+        def add_up(item: tuple[Span, int]) -> None:
+            span, first = item
+            kernels.sum_rows(held.sorted, held.sources, held.ranges, *span, rows, values, first)
+
+        parallel_map(add_up, list(zip(spans, firsts.tolist(), strict=False)))
+        return rows, values
 
     def sum_of_squares(self) -> float:
         """Σ values², in double precision."""
@@ -124,31 +138,3 @@ def _ordered(parts: Sequence[Part]) -> Array:
     """All lanes by table, then column, then part: slicing a batch does not change the order of its ids."""
     lanes = np.concatenate([part.lanes for part in parts])
     return lanes[np.lexsort((lanes["column"], lanes["table"]))]
-
-
-def _coalesce(lanes: Array, width: int, dtype: np.dtype[Any]) -> tuple[Rows, Array]:
-    """(rows, values) of the ordered lanes."""
-    ends = np.cumsum(lanes["count"])
-    lanes["start"] = ends - lanes["count"]
-    n = int(ends[-1])
-    if n >= 2**32:
-        raise ValueError(f"a RowGrad of {n} ids: wanted fewer than 2³²; step more often")
-    keys, entries = np.empty((2, n), np.uint32), np.empty((2, n), np.uint32)
-    grads, scales = np.empty((2, n), np.int64), np.empty((2, n), dtype)
-    runs, run_rows = np.empty(n, np.int64), np.empty(n, np.int64)
-
-    def sort(span: tuple[int, int]) -> None:
-        kernels.sort_lanes(lanes, *span, keys, entries, grads, scales, runs, run_rows)
-
-    first = np.flatnonzero(np.diff(lanes["table"], prepend=-1))  # first lane of each table
-    bounds = np.append(first, len(lanes))
-    parallel_map(sort, [(bounds[a], bounds[b]) for a, b in weighted_spans(ends[bounds[1:] - 1], _LEAST)])
-    bounds_of_runs, rows = np.empty(n + 1, np.int64), np.empty(n, np.int64)
-    rows = rows[: kernels.compact_runs(runs, run_rows, bounds_of_runs, rows)]
-    values = np.empty((len(rows), width), dtype)
-
-    def add_up(span: tuple[int, int]) -> None:
-        kernels.sum_runs(grads[0], scales[0], bounds_of_runs, *span, values)
-
-    parallel_map(add_up, even_spans(len(rows), _LEAST))
-    return rows, values

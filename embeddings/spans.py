@@ -14,9 +14,13 @@ Span = tuple[int, int]
 
 def even_spans(total: int, least: int) -> list[Span]:
     """range(total) in up to `PIECES` consecutive (lo, hi) of one length, none shorter than about `least`."""
+    return list(pairwise(even_bounds(total, least))) if total else []
+
+
+def even_bounds(total: int, least: int) -> list[int]:
+    """Where those begin, and `total`."""
     pieces = max(1, min(PIECES, total // least))
-    bounds = [total * k // pieces for k in range(pieces + 1)]
-    return list(pairwise(bounds)) if total else []
+    return [total * k // pieces for k in range(pieces + 1)]
 
 
 def weighted_spans(ends: npt.NDArray[np.int64], least: int) -> list[Span]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -11,12 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tesserec.embeddings.config import EmbeddingBagConfig, EmbeddingConfig, check_tables
-from tesserec.embeddings.jagged import InvalidIdError, KeyedJaggedTensor
-from tesserec.embeddings.kernels.lookup import LANE, first_invalid
+from tesserec.autograd.tensor import Tensor
+from tesserec.embeddings.bags import numbers_of
+from tesserec.embeddings.config import EmbeddingBagConfig, EmbeddingConfig, Unseen, check_tables
+from tesserec.embeddings.jagged import InvalidIdError, JaggedTensor, KeyedJaggedTensor
+from tesserec.embeddings.kernels.lookup import LANE
+from tesserec.embeddings.kernels.unseen import count_unseen
+from tesserec.embeddings.lookup import Block, Bound
 from tesserec.embeddings.pool import Pool, PoolTable
+from tesserec.embeddings.unseen import without_unseen
 
 Array = npt.NDArray[Any]
+
+_counting = threading.Lock()  # slices of a batch count at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +41,13 @@ class Reader:
     def width(self) -> int:
         return self.table.config.embedding_dim
 
+    @property
+    def unseen(self) -> Unseen:
+        return self.table.config.unseen_policy(self.feature)
+
 
 class TableSet:
-    """Tables in pools, one for each width.
+    """Tables in pools, one for each width and data type.
 
     readers: all of one pool after the other. outputs: the same in the order of the tables and of their
     feature_names. A reader's output is named as its feature, or `feature@table` where several tables read it.
@@ -44,41 +56,94 @@ class TableSet:
     def __init__(self, tables: Sequence[EmbeddingConfig], *, seed: int):
         check_tables(tables)
         self.tables = tuple(tables)
-        widths = dict.fromkeys(table.embedding_dim for table in tables)
-        self.pools = [Pool([t for t in tables if t.embedding_dim == width], seed=seed) for width in widths]
+        kinds: dict[tuple[int, str], list[EmbeddingConfig]] = {}
+        for table in tables:
+            kinds.setdefault((table.embedding_dim, table.data_type), []).append(table)
+        self.pools = [Pool(alike, seed=seed) for alike in kinds.values()]
         self.readers = _readers(self.pools, Counter(f for table in tables for f in table.feature_names))
+        self.blocks = _blocks(self.pools)
         place = {table.name: i for i, table in enumerate(tables)}
         self.outputs = sorted(self.readers, key=lambda reader: place[reader.table.config.name])
+        self.width = sum(reader.width for reader in self.readers)
         self._templates: dict[tuple[str, ...], tuple[Array, Array]] = {}
+        self._unseen: Counter[str] = Counter()
 
     def state(self) -> dict[str, Array]:
         """{table: (num_embeddings, D)}; views."""
         held = {t.config.name: pool.data[t.rows] for pool in self.pools for t in pool.tables}
         return {table.name: held[table.name] for table in self.tables}
 
-    def bind(self, kjt: KeyedJaggedTensor) -> Array:
-        """(readers,) LANE over the arrays of `kjt`, for pooled outputs side by side.
+    def unseen_ids(self, *, reset: bool = False) -> dict[str, int]:
+        """{output: ids outside its table so far}, of those that had any. reset: count from 0 again."""
+        with _counting:
+            found = dict(sorted(self._unseen.items()))
+            if reset:
+                self._unseen.clear()
+        return found
 
-        KeyError for a feature that it lacks, InvalidIdError for an id outside a table. Its other keys are
-        ignored.
+    def bind(self, kjt: KeyedJaggedTensor) -> Bound:
+        """The bags of `kjt` that the readers look up, for pooled outputs side by side.
+
+        KeyError for a feature that it lacks, InvalidIdError for an unseen id where the table allows none. Its
+        other keys are ignored.
         """
+        kjt = kjt.compact()
         template, keys = self._templates.get(kjt.keys) or self._learn(kjt.keys)
         lanes: Array = template.copy()
-        batch, first = kjt.batch_size, keys * kjt.batch_size
-        lanes["ids"] = kjt.values.ctypes.data
+        weights = None if kjt.weights is None else numbers_of(kjt.weights)
+        starts = kjt.starts
+        first, last = starts[keys], starts[keys + 1]
+        lanes["ids"], lanes["narrow"] = kjt.values.ctypes.data, kjt.values.itemsize == 4
         lanes["offsets"] = kjt.offsets.ctypes.data + first * kjt.offsets.itemsize
-        lanes["weights"] = 0 if kjt.weights is None else kjt.weights.ctypes.data
-        lanes["bags"] = batch
-        lanes["count"] = kjt.offsets[first + batch] - kjt.offsets[first]
-        invalid, at = first_invalid(lanes)
-        if invalid >= 0:
-            raise _invalid_id(self.readers[invalid], kjt, at)
-        return lanes
+        lanes["weights"] = 0 if weights is None else weights.ctypes.data
+        lanes["bags"] = last - first
+        lanes["count"] = kjt.offsets[last] - kjt.offsets[first]
+        replaced = self._replace_unseen(kjt, lanes)
+        return Bound(
+            lanes,
+            self.blocks,
+            (kjt.batch_size, self.width),
+            (kjt, weights, replaced),
+            inverse=self._inverse(kjt),
+            weights=self._learned_weights(kjt, replaced),
+            replaced=replaced,
+        )
 
-    def by_pool(self, lanes: Array) -> list[tuple[Pool, Array]]:
-        """Each pool with its part of the readers' lanes."""
-        ends = np.searchsorted([reader.pool for reader in self.readers], range(1, len(self.pools)))
-        return list(zip(self.pools, np.split(lanes, ends), strict=True))
+    def _replace_unseen(self, kjt: KeyedJaggedTensor, lanes: Array) -> dict[int, JaggedTensor]:
+        """{reader: bags without unseen ids} where there are any. Counts them; points `lanes` at the bags."""
+        counts = np.empty(len(lanes), np.int64)
+        if not count_unseen(lanes, counts):
+            return {}
+        found = [(int(k), self.readers[k]) for k in np.flatnonzero(counts)]
+        for _, reader in found:
+            if reader.unseen == "error":
+                raise _invalid_id(reader, kjt)
+        replaced = {
+            k: without_unseen(kjt[reader.feature], reader.table.config.num_embeddings, reader.unseen)
+            for k, reader in found
+        }
+        for k, bags in replaced.items():
+            lanes["ids"][k], lanes["narrow"][k] = bags.values.ctypes.data, bags.values.itemsize == 4
+            lanes["offsets"][k], lanes["count"][k] = bags.offsets.ctypes.data, len(bags.values)
+            lanes["weights"][k] = 0 if bags.weights is None else numbers_of(bags.weights).ctypes.data
+        with _counting:
+            self._unseen.update({reader.name: int(counts[k]) for k, reader in found})
+        return replaced
+
+    def _inverse(self, kjt: KeyedJaggedTensor) -> dict[int, Array]:
+        if not kjt.inverse:
+            return {}
+        features = enumerate(reader.feature for reader in self.readers)
+        return {k: kjt.inverse[feature] for k, feature in features if feature in kjt.inverse}
+
+    def _learned_weights(
+        self, kjt: KeyedJaggedTensor, replaced: Mapping[int, JaggedTensor]
+    ) -> dict[int, Tensor]:
+        """{reader: its weights}, if these get a gradient."""
+        if not (isinstance(kjt.weights, Tensor) and kjt.weights.requires_grad):
+            return {}
+        sources: Any = [replaced.get(k, kjt) for k in range(len(self.readers))]
+        return {k: source.weights for k, source in enumerate(sources)}
 
     def _learn(self, keys: tuple[str, ...]) -> tuple[Array, Array]:
         """For batches of these keys: lanes without addresses, and the position of each one's key."""
@@ -108,13 +173,22 @@ def _readers(pools: Sequence[Pool], uses: Counter[str]) -> list[Reader]:
     ]
 
 
-def _invalid_id(reader: Reader, kjt: KeyedJaggedTensor, at: int) -> InvalidIdError:
-    """About the id at position `at` of `kjt.values`."""
-    bag = int(np.searchsorted(kjt.offsets, at, side="right")) - 1
-    config = reader.table.config
+def _blocks(pools: Sequence[Pool]) -> list[Block]:
+    """Where the readers of each pool stand."""
+    sizes = [sum(len(table.config.feature_names) for table in pool.tables) for pool in pools]
+    ends = list(accumulate(sizes))
+    return [Block(end - n, end, pool.shape[1]) for pool, end, n in zip(pools, ends, sizes, strict=True)]
+
+
+def _invalid_id(reader: Reader, kjt: KeyedJaggedTensor) -> InvalidIdError:
+    """About the first id of the reader's feature that is outside its table."""
+    bags, config = kjt[reader.feature], reader.table.config
+    at = int(np.argmax((bags.values < 0) | (bags.values >= config.num_embeddings)))
+    bag = int(np.searchsorted(bags.offsets, at, side="right")) - 1
+    place = "shared bag" if reader.feature in kjt.inverse else "sample"
     return InvalidIdError(
-        f"feature {reader.feature!r}, table {config.name!r}, sample {bag % kjt.batch_size}: "
-        f"id {kjt.values[at]} at position {at - kjt.offsets[bag]} of its bag, "
+        f"feature {reader.feature!r}, table {config.name!r}, {place} {bag}: "
+        f"id {bags.values[at]} at position {at - bags.offsets[bag]} of its bag, "
         f"wanted 0 to {config.num_embeddings - 1}: "
-        "encode the data with the encoder that the table was made for"
+        "encode the data with the encoder that the table was made for, or give the table a policy, `unseen`"
     )

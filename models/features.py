@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from tesserec.embeddings.config import EmbeddingBagConfig, Init, Normal
+from tesserec.embeddings.config import DataType, EmbeddingBagConfig, Init, Normal, Unseen
 from tesserec.embeddings.jagged import KeyedJaggedTensor
 
 # Models that meet fields only in products sit on a saddle near 0, and 1/√num_embeddings makes features of few
@@ -26,11 +26,14 @@ class Features:
     """The inputs of a model: `num_dense` numbers, and one bag of ids for each sparse feature of each sample.
 
     sparse: feature -> number of ids; ids run from 0. pooling: how a bag of several ids becomes one vector.
+    unseen: feature -> what becomes of other ids; an InvalidIdError where nothing is said. data_type: of rows.
     """
 
     num_dense: int
     sparse: Mapping[str, int]
     pooling: Literal["mean", "sum"] = "mean"
+    unseen: Mapping[str, Unseen] = field(default_factory=dict)
+    data_type: DataType = "float32"
 
     def __post_init__(self) -> None:
         if self.num_dense < 0:
@@ -39,6 +42,9 @@ class Features:
             raise ModelError("no sparse feature: a model here needs at least one column of ids")
         if self.pooling not in ("mean", "sum"):
             raise ModelError(f"pooling is {self.pooling!r}, wanted 'mean' or 'sum'")
+        unknown = [name for name in self.unseen if name not in self.sparse]
+        if unknown:
+            raise ModelError(f"unseen names {unknown[0]!r}, which is no sparse feature")
 
     def tables(self, dim: int, init: Init = INIT) -> list[EmbeddingBagConfig]:
         """One table of width `dim` per sparse feature, under its name."""
@@ -49,7 +55,9 @@ class Features:
                 embedding_dim=dim,
                 feature_names=(name,),
                 pooling=self.pooling,
+                data_type=self.data_type,
                 init=init,
+                unseen=self.unseen.get(name, "error"),
             )
             for name, num_embeddings in self.sparse.items()
         ]

@@ -10,17 +10,22 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
+def positions(kjt: Any, key: str, sample: int) -> range:
+    """Where the ids of one key in one sample stand."""
+    f = list(kjt.keys).index(key)
+    at = sum(kjt.num_bags[:f]) + (kjt.inverse[key][sample] if key in kjt.inverse else sample)
+    return range(kjt.offsets[at], kjt.offsets[at + 1])
+
+
 def bag(kjt: Any, key: str, sample: int) -> Array:
     """Ids of one key in one sample."""
-    at = list(kjt.keys).index(key) * kjt.batch_size + sample
-    return np.asarray(kjt.values[kjt.offsets[at] : kjt.offsets[at + 1]])
+    return np.asarray(kjt.values[positions(kjt, key, sample)])
 
 
 def bag_weights(kjt: Any, key: str, sample: int) -> Array:
     """Weights of one key's ids in one sample."""
-    at = list(kjt.keys).index(key) * kjt.batch_size + sample
-    lo, hi = kjt.offsets[at], kjt.offsets[at + 1]
-    return np.ones(hi - lo) if kjt.weights is None else np.asarray(kjt.weights[lo:hi])
+    at = positions(kjt, key, sample)
+    return np.ones(len(at)) if kjt.weights is None else np.asarray(kjt.weights)[at]
 
 
 def pooled(table: Array, ids: Array, weights: Array, mean: bool) -> Array:
@@ -42,19 +47,79 @@ def pooled_gradient(
     return total
 
 
-def row_update(name: str, w: Array, g: Array, state: dict[str, Any], step: int, o: dict[str, float]) -> None:
-    """One step of a row optimizer on one row, in float64, in place. `state`: that of this row."""
-    g = g + o["weight_decay"] * w
+def weights_gradient(total: Array, table: Array, kjt: Any, key: str, grads: Array, mean: bool) -> None:
+    """Add to `total` (L,) the weights' gradient from the bags of `key`, of output gradients (B, D)."""
+    for sample, g in enumerate(grads):
+        at = positions(kjt, key, sample)
+        for i in at:
+            total[i] += table[kjt.values[i]] @ g / (len(at) if mean else 1)
+
+
+def row_update(name: str, w: Array, g: Array, state: dict[str, Any], step: int, o: dict[str, Any]) -> None:
+    """One step of a row optimizer on one row, in float64, in place. `state`: that of the row, zeros at first.
+
+    o: all options. Formulas as in the papers, not rearranged.
+    """
+    own = {"rowwise_adagrad_counter": "decoupled", "lamb": "decoupled", "partial_rowwise_lamb": "decoupled"}
+    own_decay = o["weight_decay"] if own.get(name, "l2" if name == "lars_sgd" else None) == o["decay"] else 0
+    decay, before, lr = o["weight_decay"] - own_decay, w.copy(), o["lr"]
+    g = np.clip(g, -o["clip"], o["clip"])
+    if o["decay"] == "l2":
+        g = g + decay * w
+    w -= _row_change(name, w, g, state, step, o, own_decay)
+    if o["decay"] == "decoupled":
+        w -= lr * decay * before
+    w *= min(1, o["max_norm"] / (np.linalg.norm(w) or 1))
+
+
+def _row_change(
+    name: str, w: Array, g: Array, s: dict[str, Any], step: int, o: dict[str, Any], decay: float
+) -> Any:
+    lr, square = o["lr"], np.mean(g**2) if "rowwise" in name else g**2
     if name == "sgd":
-        w -= o["lr"] * g
-    elif name in ("adagrad", "rowwise_adagrad"):
-        state["total"] += g**2 if name == "adagrad" else np.mean(g**2)
-        w -= o["lr"] * g / (np.sqrt(state["total"]) + o["eps"])
-    else:
-        state["mean"] += 0.1 * (g - state["mean"])
-        state["square"] += 0.001 * (g**2 - state["square"])
-        m, s = state["mean"] / (1 - 0.9**step), state["square"] / (1 - 0.999**step)
-        w -= o["lr"] * m / (np.sqrt(s) + o["eps"])
+        s["velocity"] = o["momentum"] * s["velocity"] + g
+        return lr * s["velocity"]
+    if name in ("adagrad", "rowwise_adagrad"):
+        s["total"] += square
+        return lr * g / (np.sqrt(s["total"]) + o["eps"])
+    if name == "rowwise_adagrad_counter":
+        s["total"] += square
+        gap = step - s["seen"] if s["seen"][0] else 1
+        s["seen"][...] = step
+        s["count"] = 1 + 0.5 ** (gap / o["half_life"]) * s["count"]
+        tail = np.clip((o["most"] / (s["count"] + 1)) ** o["power"], *o["bounds"])
+        scale = np.where(s["count"] > o["tail"], tail, 1)
+        return (
+            scale * lr * g / (np.sqrt(s["total"]) + o["eps"]) + lr * decay * o["half_life"] / s["count"] * w
+        )
+    if name == "ftrl":
+        sigma = (np.sqrt(s["total"] + g**2) - np.sqrt(s["total"])) / lr
+        s["linear"] += g - sigma * w
+        s["total"] += g**2
+        z = s["linear"]
+        return w + np.where(abs(z) <= o["l1"], 0, z - np.sign(z) * o["l1"]) / (
+            (o["beta"] + np.sqrt(s["total"])) / lr + o["l2"]
+        )
+    norm = np.linalg.norm
+    if name == "lars_sgd":
+        local = lr * o["trust"] * norm(w) / (norm(g) + decay * norm(w))
+        s["velocity"] = o["momentum"] * s["velocity"] + local * (g + decay * w)
+        return s["velocity"]
+    s["mean"] += 0.1 * (g - s["mean"])
+    s["square"] += 0.001 * (square - s["square"])
+    u = s["mean"] / (1 - 0.9**step) / (np.sqrt(s["square"] / (1 - 0.999**step)) + o["eps"])
+    if "lamb" in name:
+        u += decay * w
+        u *= norm(w) / norm(u)
+    return lr * u
+
+
+def dequantized(row: Array, width: int, bits: int) -> Array:
+    """The float32 values of a quantized row of bytes: bfloat16 scale and bias, then fields of 16 columns."""
+    scale, bias = (row[:4].view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    codes, size = np.append(row[4:], np.zeros(16, np.uint8)), 2 * bits
+    at = [(d // 16 * size + d % 16 % size, d % 16 // size * bits) for d in range(width)]
+    return np.array([scale * np.float32(codes[k] >> s & (1 << bits) - 1) + bias for k, s in at], np.float32)
 
 
 # a model as a user would write it in a file of their own (docs/models.md)

@@ -21,7 +21,7 @@ ONLY_FROM_DATAIO = "tesserec.embeddings.jagged"
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "numba": ("kernels/",),
     "llvmlite": ("kernels/",),
-    "pyarrow": ("dataio/", "embeddings/jagged.py", "train/"),
+    "pyarrow": ("dataio/", "embeddings/arrow.py", "train/"),
     "pydantic": ("dataio/", "train/config.py", "models/registry.py"),
     "typer": ("tesserec/cli/",),
     "rich": ("tesserec/cli/",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     ConfigDict,
@@ -20,6 +20,7 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -40,13 +41,25 @@ class Named(StrictModel):
 
 
 class ModelSection(Named):
-    """A model and its options. pooling: how several ids of one feature become one vector."""
+    """A model and its options. pooling: how several ids of one feature become one vector.
+
+    data_type: how the rows of tables are stored; the half types are rounded at random, with the right mean.
+    """
 
     pooling: Literal["mean", "sum"] = "mean"
+    data_type: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+UnseenPolicy = Annotated[str, Field(pattern=r"^(error|hash|drop|clamp:\d+)$")]
 
 
 class DataSection(StrictModel):
-    """Which prepared data set, which of its splits and labels, and how it is cut into batches."""
+    """Which prepared data set, which of its splits and labels, and how it is cut into batches.
+
+    unseen: {feature: what becomes of an id that its table has no row for}: "error"; "clamp:ROW", read as that
+    row; "hash", read as the row that a hash names; "drop", taken out of its bag. "*" is every other feature;
+    a word alone is that of all.
+    """
 
     path: Path
     batch_size: PositiveInt = 2048
@@ -54,6 +67,12 @@ class DataSection(StrictModel):
     train: str = "train"
     valid: str | None = "valid"  # null: never validate
     label: str | None = None  # may be left out when the data set has one
+    unseen: dict[str, UnseenPolicy] = Field(default_factory=dict)
+
+    @field_validator("unseen", mode="before")
+    @classmethod
+    def _for_all(cls, given: Any) -> Any:
+        return given if isinstance(given, Mapping) else {"*": given}
 
 
 class OptimizerSection(Named):
@@ -99,6 +118,7 @@ class TrainSection(StrictModel):
     max_steps: PositiveInt | None = None
     seed: NonNegativeInt = 0
     slice_size: PositiveInt = 512
+    compile: bool = True  # replay the captured model (tesserec.compile) where that can be done
     threads: PositiveInt | None = None  # null: all of the machine's; never changes a result
     log_every: PositiveInt = 20
     validate_every: PositiveInt | None = None  # null: at the end of each epoch

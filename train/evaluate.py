@@ -16,8 +16,9 @@ from tesserec.autograd.workers import one_thread_blas, parallel_map
 from tesserec.dataio.batch import Batch
 from tesserec.dataio.dataset import DataError, Dataset, DatasetInfo
 from tesserec.dataio.stream import read_batches
+from tesserec.embeddings.collection import unseen_ids
 from tesserec.train.config import TrainConfig, chosen
-from tesserec.train.learner import label_index, load_model
+from tesserec.train.learner import label_index, load_model, tolerant_features
 from tesserec.train.metrics import RankingMetrics
 from tesserec.train.run import RunFolder, without_nan
 from tesserec.train.step import slices
@@ -57,10 +58,12 @@ def evaluate_run(
     split: str = "test",
     checkpoint: str = "best",
     compare: Sequence[str] = (),
+    convert: Callable[[Module], Module] = lambda model: model,
 ) -> dict[str, dict[str, Any]]:
     """{"model": metrics of a run's model on a split, column: metrics of that column, …}, NaN as None.
 
-    data: another prepared data set than the run's; its columns must mean the same.
+    data: another prepared data set than the run's; its columns must mean the same. convert: what the model
+    is made into before it is measured.
     """
     run = RunFolder.open(path)
     config, info = run.config(), run.dataset()
@@ -68,7 +71,8 @@ def evaluate_run(
     _check_same_features(dataset.info, info, dataset.path)
     for name in compare:
         chosen("--compare-column", name, dict.fromkeys(dataset.info.keep))
-    found = evaluate_split(load_model(run, checkpoint), dataset, split, config, compare=compare)
+    model = convert(load_model(run, checkpoint))
+    found = evaluate_split(model, dataset, split, config, compare=compare)
     return {name: without_nan(metrics) for name, metrics in found.items()}
 
 
@@ -91,13 +95,20 @@ def evaluate_split(
 ) -> dict[str, dict[str, float]]:
     """{"model": metrics of `model` on the split, column: metrics of that column of scores, …}.
 
-    compare: kept columns of probabilities. each: called after every batch with the number of rows seen.
+    compare: kept columns of probabilities. each: called after every batch with the number of rows seen. Where
+    ids were outside their tables, "unseen_ids" of the model is their number; its own counts are reset.
     """
     label = label_index(dataset.info, config.data.label)
     grouped, exact = dataset.info.group is not None, config.train.auc == "exact"
     found = {name: RankingMetrics(grouped=grouped, exact_auc=exact) for name in ("model", *compare)}
     batches: Any = read_batches(
-        dataset, split, ROWS_AT_ONCE, shuffle=False, drop_last=False, keep=bool(compare)
+        dataset,
+        split,
+        ROWS_AT_ONCE,
+        shuffle=False,
+        drop_last=False,
+        keep=bool(compare),
+        unseen=tolerant_features(dataset.info, config),
     )
     with closing(batches), evaluating(model):
         for batch in batches:
@@ -106,7 +117,11 @@ def evaluate_split(
             for name, logits in scores.items():
                 found[name].update(logits, batch.labels[:, label], batch.weights, batch.groups)
             each(found["model"].likelihood.rows)
-    return {name: metrics.compute() for name, metrics in found.items()}
+    computed = {name: metrics.compute() for name, metrics in found.items()}
+    unseen = sum(unseen_ids(model, reset=True).values())
+    if unseen:
+        computed["model"]["unseen_ids"] = unseen
+    return computed
 
 
 def _logits(column: Any, name: str) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from tesserec.autograd import optim, schedules
+from tesserec.autograd.compiler.model import compile
 from tesserec.autograd.module import Module, copy_state
 from tesserec.autograd.tensor import Tensor
 from tesserec.dataio.batch import Batch
 from tesserec.dataio.config import ConfigError
 from tesserec.dataio.dataset import DatasetInfo
+from tesserec.embeddings.config import Clamp, Drop, Hash, Unseen
 from tesserec.embeddings.pool import Pool
 from tesserec.embeddings.row_optim import ROW_OPTIMIZERS, RowOptimizer
 from tesserec.models.features import Features
@@ -54,6 +56,8 @@ class Learner:
     def __init__(self, config: TrainConfig, info: DatasetInfo, total_steps: int):
         """Everything as it is at step 0. ConfigError, ModelError for options that do not exist."""
         self.model = new_model(config, info)
+        slice_size = config.train.slice_size
+        self.fast = compile(self.model, slice_size=slice_size) if config.train.compile else self.model
         self.dense_optimizer, self.row_optimizer = _optimizers(self.model, config)
         self.optimizers: list[optim.Optimizer | RowOptimizer] = [self.dense_optimizer, self.row_optimizer]
         self.base_lr = [optimizer.lr for optimizer in self.optimizers]
@@ -63,7 +67,7 @@ class Learner:
         self.plateau = schedules.ReduceOnPlateau(mode=mode, **plateau.model_dump())
         self.options = StepOptions(
             config.train.seed,
-            config.train.slice_size,
+            slice_size,
             label_index(info, config.data.label),
             config.train.clip_norm,
             config.train.clip_value,
@@ -75,7 +79,7 @@ class Learner:
 
     def step(self, batch: Batch, step: int) -> float:
         """Learn from one batch -> its mean loss before that. TrainingError, and no update, if not finite."""
-        loss, grads = loss_and_gradients(self.model, batch, step, self.options)
+        loss, grads = loss_and_gradients(self.fast, batch, step, self.options)
         check_finite(loss, grads, step)
         for optimizer, base in zip(self.optimizers, self.base_lr, strict=True):
             optimizer.lr = base * self.factor(step)
@@ -119,7 +123,28 @@ class Learner:
 def features_of(info: DatasetInfo, config: TrainConfig) -> Features:
     """The features of a data set, as models take them."""
     sparse = {feature.name: feature.num_embeddings for feature in info.sparse}
-    return Features(len(info.dense), sparse, config.model.pooling)
+    unseen = _unseen(config.data.unseen, sparse)
+    return Features(len(info.dense), sparse, config.model.pooling, unseen, config.model.data_type)
+
+
+def tolerant_features(info: DatasetInfo, config: TrainConfig) -> list[str]:
+    """The sparse features whose ids may be outside their tables."""
+    return [name for name, policy in features_of(info, config).unseen.items() if policy != "error"]
+
+
+def _unseen(given: Mapping[str, str], features: Iterable[str]) -> dict[str, Unseen]:
+    """The policy of each feature for unseen ids; see `DataSection`."""
+    known = ("*", *features)
+    for name in given:
+        chosen("data.unseen", name, dict.fromkeys(known))
+    every = given.get("*", "error")
+    return {name: _policy(given.get(name, every)) for name in features}
+
+
+def _policy(text: str) -> Unseen:
+    kind, _, row = text.partition(":")
+    policies: dict[str, Unseen] = {"error": "error", "hash": Hash(), "drop": Drop()}
+    return Clamp(int(row)) if kind == "clamp" else policies[kind]
 
 
 def label_index(info: DatasetInfo, label: str | None) -> int:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tesserec.autograd.workers import one_thread_blas, set_num_threads
@@ -18,6 +18,7 @@ from tesserec.dataio.batch import Batch
 from tesserec.dataio.config import ConfigError
 from tesserec.dataio.dataset import DataError, Dataset
 from tesserec.dataio.stream import num_batches, read_batches
+from tesserec.embeddings.collection import unseen_ids
 from tesserec.train.checkpoint import (
     checkpoint_folder,
     checkpoint_steps,
@@ -26,7 +27,8 @@ from tesserec.train.checkpoint import (
 )
 from tesserec.train.config import TrainConfig
 from tesserec.train.evaluate import evaluate_split
-from tesserec.train.learner import Learner
+from tesserec.train.learner import Learner, tolerant_features
+from tesserec.train.memory import run_memory
 from tesserec.train.run import Journal, find_run, without_nan
 from tesserec.train.step import TrainingError
 
@@ -50,6 +52,7 @@ class State:
     best: dict[str, Any] | None = None  # metrics of the best validation, with its step
     to_beat: float | None = None  # by more than early_stopping.min_delta
     unbeaten: int = 0  # validations in a row that did not
+    unseen: dict[str, int] = field(default_factory=dict)  # unseen ids by feature, in steps
     journal: int = 0  # bytes of metrics.jsonl
     finished: str = ""  # why the run is at its end
 
@@ -85,7 +88,7 @@ class Trainer:
         watcher: Watcher | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
-        """Checks everything and builds the model; writes nothing.
+        """Checks everything and builds the model; writes nothing. MemoryLimitError if its tables cannot fit.
 
         resume: go on with the run in `config.output`, if there is one. overwrite: replace it. should_stop:
         asked after each step and each batch of a validation; when True, `fit` saves and raises Interrupted.
@@ -99,6 +102,7 @@ class Trainer:
         self.total_steps = _total_steps(config, self.batches_per_epoch)
         if self.settings.threads:
             set_num_threads(self.settings.threads)
+        run_memory(config, self.dataset).check()
         self.learner = Learner(config, self.dataset.info, self.total_steps)
         self.state = State()
         self._unsaved, self._saved_at = True, time.monotonic()
@@ -152,6 +156,7 @@ class Trainer:
             epoch=self.state.epoch,
             shuffle=data.shuffle,
             skip=self.state.batch,
+            unseen=tolerant_features(self.dataset.info, self.config),
         )
 
     def _learn(self, batch: Batch) -> None:
@@ -213,12 +218,14 @@ class Trainer:
     def _while_validating(self, rows: int) -> None:
         self.watcher.validating(rows)
         if self.should_stop():
+            unseen_ids(self.learner.model, reset=True)  # this validation will begin anew
             self._save()
             raise Interrupted
 
     def _validate(self, split: str) -> bool:
         """Measure the model on the validation split -> whether it is the best so far."""
         state, name = self.state, self.settings.monitored
+        self._note_unseen()
         metrics = evaluate_split(
             self.learner.model, self.dataset, split, self.config, each=self._while_validating
         )["model"]
@@ -252,6 +259,7 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint; only then remove older ones."""
         state, start = self.state, time.monotonic()
+        self._note_unseen()
         state.journal, state.finished = self.journal.sync(), self.finished()
         save_checkpoint(
             checkpoint_folder(self.run.checkpoints, state.step), self.learner.content(asdict(state))
@@ -259,6 +267,11 @@ class Trainer:
         self._prune()
         self._unsaved, self._saved_at = False, time.monotonic()
         self.watcher.saved(state.step, self._saved_at - start)
+
+    def _note_unseen(self) -> None:
+        """Move the model's counts of unseen ids to the state."""
+        for feature, count in unseen_ids(self.learner.model, reset=True).items():
+            self.state.unseen[feature] = self.state.unseen.get(feature, 0) + count
 
     def _prune(self) -> None:
         """Remove all checkpoints but the last and the best."""

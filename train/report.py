@@ -25,6 +25,7 @@ TITLES = {
     "calibration": "calibration",
     "label_rate": "label rate",
     "rows": "rows",
+    "unseen_ids": "ids that the tables do not have",
     "gauc_groups": "groups with both labels",
     "auc_histogram_error": "AUC error bound",
 }
@@ -142,6 +143,7 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
         "embedding_parameters": sizes.get(True, 0),
         "threads": num_threads(),
         "monitored": trainer.settings.monitored,
+        "unseen_ids": state.unseen,
         "best_validation": state.best,
         "run": str(trainer.run.path),
     }
@@ -159,7 +161,7 @@ def _markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, "![learning curve](curve.png)"]) + "\n"
 
 
-_TABLES = ("best_validation",)
+_TABLES = ("unseen_ids", "best_validation")
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

@@ -19,11 +19,10 @@ from tesserec.autograd.losses import bce_with_logits
 from tesserec.autograd.module import Module
 from tesserec.autograd.optim import clip_grad_norm, clip_grad_value
 from tesserec.autograd.random import random_stream
-from tesserec.autograd.tensor import Tensor, accumulate, gradients
+from tesserec.autograd.slices import sum_of_slices
+from tesserec.autograd.tensor import Gradients, accumulate, gradients
 from tesserec.autograd.workers import parallel_map
 from tesserec.dataio.batch import Batch
-
-Gradients = dict[Tensor, Any]
 
 
 class TrainingError(ValueError):
@@ -71,21 +70,7 @@ def loss_and_gradients(
         return loss.item(), gradients(loss, np.float32(1 / total))
 
     parts = parallel_map(work, list(enumerate(slices(batch, size))))
-    return sum(loss for loss, _ in parts) / total, _summed([grads for _, grads in parts])
-
-
-def _summed(parts: Sequence[Gradients]) -> Gradients:
-    """Sum of the slices' gradients, in slice order. Adds into the arrays of the first, which are ours."""
-    total = dict(parts[0])
-    for grads in parts[1:]:
-        for leaf, grad in grads.items():
-            if leaf not in total:
-                total[leaf] = grad
-            elif isinstance(grad, np.ndarray):
-                total[leaf] += grad
-            else:
-                total[leaf] = total[leaf] + grad
-    return total
+    return sum(loss for loss, _ in parts) / total, sum_of_slices([grads for _, grads in parts])
 
 
 def check_finite(loss: float, grads: Gradients, step: int) -> None:

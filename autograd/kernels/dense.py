@@ -10,17 +10,6 @@ from tesserec.autograd.kernels.jit import kernel
 
 
 @kernel
-def add_bias_relu(z, b):
-    """z = max(z + b, 0) in place: (B, O), (O,). A NaN stays one."""
-    zero = z.dtype.type(0)
-    for r in range(z.shape[0]):
-        row = z[r]
-        for j in range(row.shape[0]):
-            v = row[j] + b[j]
-            row[j] = zero if v <= zero else v
-
-
-@kernel
 def relu_pullback(g, y, out, bias):
     """out = g where y > 0, else 0; bias = its sum over rows. (B, O) three times, (O,) of zeros."""
     zero = g.dtype.type(0)

@@ -5,6 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from tesserec.autograd.kernels.jit import kernel
+from tesserec.autograd.kernels.vector import pointer_like
+
+NEAR = 4096  # numbers of a sum that stay in the L1 cache while all terms are added
+
+
+@kernel
+def add_in_order(addresses, lo, hi, total):
+    """total[lo:hi] += each of the packed arrays of its size at `addresses`, one after the other."""
+    for start in range(lo, hi, NEAR):
+        stop = min(start + NEAR, hi)
+        for k in range(addresses.shape[0]):
+            term = pointer_like(total, addresses[k])
+            for i in range(start, stop):
+                total[i] += term[i]
 
 
 @kernel

@@ -13,6 +13,7 @@ from tesserec.autograd.ops.dense import (
     linear,
     linear_relu,
     matmul,
+    normalize,
     pairwise_dot,
 )
 from tesserec.autograd.ops.elementwise import (
@@ -26,6 +27,7 @@ from tesserec.autograd.ops.elementwise import (
     maximum,
     minimum,
     multiply,
+    multiply_add,
     negative,
     power,
     relu,
@@ -74,7 +76,9 @@ __all__ = [
     "mean",
     "minimum",
     "multiply",
+    "multiply_add",
     "negative",
+    "normalize",
     "pairwise_dot",
     "power",
     "relu",

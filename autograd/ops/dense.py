@@ -8,6 +8,7 @@ import numpy as np
 
 from tesserec.autograd.kernels import dense as kernels
 from tesserec.autograd.kernels import interaction
+from tesserec.autograd.kernels.linear import RELU, add_bias_activate
 from tesserec.autograd.ops.elementwise import Result, unbroadcast
 from tesserec.autograd.tensor import Array, op, shared
 
@@ -56,7 +57,7 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Result:
 def linear_relu(x: Array, w: Array, b: Array) -> Result:
     """max(x·wᵀ + b, 0) with one pass after the product, and one before the two products of its pullbacks."""
     y = _product(x, w, b)
-    kernels.add_bias_relu(_flat(y), b)
+    add_bias_activate(_flat(y), b, RELU)
 
     @shared
     def through(g: Array) -> tuple[Array, Array]:
@@ -94,12 +95,27 @@ def layer_norm(x: Array, scale: Array, shift: Array, *, eps: float = 1e-5) -> Re
 
 
 @op
-def batch_norm(x: Array, scale: Array, shift: Array, *, mean: Array, var: Array, eps: float = 1e-5) -> Result:
-    """(x - mean) / sqrt(var + eps) · scale + shift per column: (B, I), (I,), (I,) -> (B, I).
+def batch_norm(
+    x: Array,
+    scale: Array,
+    shift: Array,
+    *,
+    running_mean: Array,
+    running_var: Array,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Result:
+    """(x - mean) / sqrt(var + eps) · scale + shift per column of a batch: (B, I), (I,), (I,) -> (B, I).
 
-    `mean` and `var` are those of the columns of `x`: the gradient flows through them. Ioffe & Szegedy 2015.
-    With fixed statistics a batch norm is a plain product and sum; `BatchNorm1d` does so in evaluation.
+    Moves the running averages of mean and (unbiased) variance by `momentum` towards those of this batch, in
+    place. Ioffe & Szegedy 2015.
     """
+    n = len(x)
+    if n < 2:
+        raise ValueError(f"a training batch of {n} has no variance, wanted 2 samples or more")
+    mean, var = x.mean(axis=0), x.var(axis=0)
+    running_mean += momentum * (mean - running_mean)
+    running_var += momentum * (var * (n / (n - 1)) - running_var)
     inverse = 1 / np.sqrt(var + eps)
     normal = (x - mean) * inverse
 
@@ -108,6 +124,18 @@ def batch_norm(x: Array, scale: Array, shift: Array, *, mean: Array, var: Array,
 
     return normal * scale + shift, (
         pullback,
+        lambda g: (g * normal).sum(axis=0),
+        lambda g: g.sum(axis=0),
+    )
+
+
+@op
+def normalize(x: Array, scale: Array, shift: Array, *, mean: Array, var: Array, eps: float = 1e-5) -> Result:
+    """(x - mean) / sqrt(var + eps) · scale + shift per column, the statistics given: (B, I), … -> (B, I)."""
+    inverse = (1 / np.sqrt(var + eps)).astype(x.dtype)
+    normal = (x - mean.astype(x.dtype)) * inverse
+    return normal * scale + shift, (
+        lambda g: g * (scale * inverse),
         lambda g: (g * normal).sum(axis=0),
         lambda g: g.sum(axis=0),
     )
@@ -135,19 +163,13 @@ def pairwise_dot(x: Array) -> Result:
     B, N, _ = x.shape
     out = np.empty((B, N * (N - 1) // 2), x.dtype)
     interaction.pairwise_dot(x, out)
-    return out, (lambda g: _pairwise_dot_pullback(x, np.ascontiguousarray(g)),)
 
+    def pullback(g: Array) -> Array:
+        gx = np.empty_like(x)
+        interaction.pairwise_dot_backward(x, np.ascontiguousarray(g), False, gx)
+        return gx
 
-def _pairwise_dot_pullback(x: Array, g: Array) -> Array:
-    """Σ_j g[b, (i, j)]·x[b, j] over j ≠ i: a product with the symmetric matrix of `g`, in blocks."""
-    B, N, _ = x.shape
-    out = np.empty_like(x)
-    matrices = np.empty((min(B, 128), N, N), x.dtype)
-    for lo in range(0, B, 128):
-        part = matrices[: B - lo]
-        interaction.symmetric(g[lo : lo + 128], part)
-        np.matmul(part, x[lo : lo + 128], out=out[lo : lo + 128])
-    return out
+    return out, (pullback,)
 
 
 @op

@@ -42,6 +42,16 @@ def multiply(x: Array, y: Array) -> Result:
 
 
 @op
+def multiply_add(x: Array, y: Array, z: Array) -> Result:
+    """x·y + z. What a compiled model makes of a product and a sum; the step of a cross layer."""
+    return x * y + z, (
+        lambda g: unbroadcast(g * y, x),
+        lambda g: unbroadcast(g * x, y),
+        lambda g: unbroadcast(g, z),
+    )
+
+
+@op
 def divide(x: Array, y: Array) -> Result:
     """x / y."""
     value = x / y

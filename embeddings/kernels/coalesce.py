@@ -1,132 +1,252 @@
-"""From lanes with gradients to one summed gradient per touched row, in two passes.
+"""From lanes with gradients to one summed gradient per touched row: sort the ids, then add up equal ones.
 
-`sort_lanes` lists every id of a table with its place in the gradients, sorts by row and bounds the runs of
-equal rows; `sum_runs` adds up each run. Sorting is stable and a run is added in its order, so a sum depends
-neither on how many threads there are nor on which of them does it. An entry is one id of one lane; entries of
-all tables lie one table after the other in arrays of the caller's.
+An entry is one id of one lane, as a 64-bit number: the id above, the number of its source below. A source
+says where a gradient lies and what multiplies it: a bag is a source, and where ids have weights, each id is.
+Entries lie table after table. Sorting is stable, and a run of equal ids is added in its order, so a sum
+depends neither on the number of threads nor on which of them does it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from tesserec.embeddings.kernels.jit import kernel
-from tesserec.embeddings.kernels.memory import float32_at, int64_at, like_at, prefetch
+from tesserec.embeddings.kernels.blocks import (
+    add_scaled,
+    block_1,
+    block_2,
+    block_4,
+    block_8,
+    block_16,
+    save,
+    span,
+    tail,
+)
+from tesserec.embeddings.kernels.jit import inlined, kernel
+from tesserec.embeddings.kernels.memory import (
+    LINE,
+    float32_at,
+    float64_at,
+    int64_at,
+    like_at,
+    prefetch,
+    uint32_at,
+    uint64_at,
+)
+from tesserec.embeddings.kernels.rows import real
+from tesserec.embeddings.kernels.vectors import itemsize
 
-DIGIT = 11  # bits of a row that one pass of the radix sort looks at, at most
-AHEAD = 8  # entries between the gradient that is asked for and the one that is read
-LINE = 64  # bytes
+SOURCE = np.dtype(
+    [
+        ("grad", np.int64),  # address of a gradient
+        ("scale", np.float64),  # its factor
+    ]
+)
+RANGE = np.dtype(
+    [
+        ("lane", np.int64),  # the ids of lanes lane … stop_lane-1, all of one table,
+        ("stop_lane", np.int64),
+        ("start", np.int64),  # are entries start … stop-1
+        ("stop", np.int64),
+        ("table", np.int64),  # position of the table in its pool
+        ("first_row", np.int64),  # row of the pool that holds id 0
+        ("num_rows", np.int64),  # ids are below it
+        ("factor", np.float64),  # what multiplies the table's learning rate
+    ]
+)
+DIGIT = 11  # bits of an id that one pass of the radix sort looks at, at most
+NEAREST, FARTHEST = 12, 32  # entries between the rows that are asked for and those that are read,
+AHEAD = 4096  # by as many bytes of rows
+ID = np.uint64(32)  # where an entry's id begins
+SOURCE_BITS = np.uint64(0xFFFFFFFF)
 
 
 @kernel
-def sort_lanes(lanes, first, last, keys, entries, grads, scales, runs, run_rows):
-    """Entries of the tables of lanes first … last-1, sorted by row, and their runs.
+def plan_lanes(lanes, ranges):
+    """Set each lane's `start` and fill `ranges`, one for each table -> numbers of tables, entries, sources.
 
-    lanes: (S,) LANE, by table. keys, entries: (2, N) u4, work space. grads: (2, N) i8, where each entry's
-    gradient lies, and scales: (2, N), its factor; sorted in [0], as they came in [1]. runs, run_rows: (N,)
-    i8; from the table's first entry on, the first entry of each run and its row of the pool, then -1.
+    lanes: (S,) LANE, by table; ranges: (S,) RANGE.
     """
-    while first < last:
-        stop = first + 1
-        while stop < last and lanes[stop].table == lanes[first].table:
-            stop += 1
-        lo, hi = lanes[first].start, lanes[stop - 1].start + lanes[stop - 1].count
-        bits = 1
-        while lanes[first].num_rows >> bits:
+    tables, entries, sources = 0, 0, 0
+    for k in range(lanes.shape[0]):
+        lane = lanes[k]
+        if k == 0 or lane.table != lanes[k - 1].table:
+            part = ranges[tables]
+            part.lane, part.start, part.table = k, entries, lane.table
+            part.first_row, part.num_rows, part.factor = lane.first_row, lane.num_rows, 1
+            tables += 1
+        lanes[k].start = sources
+        entries += lane.count
+        sources += lane.bags if lane.weights == 0 else lane.count
+        ranges[tables - 1].stop_lane, ranges[tables - 1].stop = k + 1, entries
+    return tables, entries, sources
+
+
+@kernel
+def sort_ranges(lanes, ranges, first, last, size, sources, entries):
+    """Entries of ranges first … last-1, sorted by id, in entries[0], and their sources.
+
+    size: bytes of a gradient's element; sources: SOURCE, filled at each lane's `start`; entries: (2, N) u8.
+    """
+    for r in range(first, last):
+        part, bits, at = ranges[r], 1, 0
+        while (part.num_rows - 1) >> bits:
             bits += 1
         passes = (bits + DIGIT - 1) // DIGIT
-        source = passes & 1  # so that the last pass ends in 0
-        for k in range(first, stop):
-            _list_entries(lanes[k], keys[source], entries[source], grads[1], scales[1])
-        shift = 0
-        for done in range(passes):
-            width = (bits - shift + passes - done - 1) // (passes - done)
-            a, b = (source + done) & 1, (source + done + 1) & 1
-            _sort_by_digit(keys[a, lo:hi], entries[a, lo:hi], keys[b, lo:hi], entries[b, lo:hi], shift, width)
-            shift += width
-        for i in range(lo, hi):  # now, while they are in cache
-            grads[0, i], scales[0, i] = grads[1, entries[0, i]], scales[1, entries[0, i]]
-        _bound_runs(keys[0], lo, hi, lanes[first].first_row, runs, run_rows)
-        first = stop
+        width = (bits + passes - 1) // passes
+        starts = np.empty(1 << width, np.uint32)
+        a, b = entries[passes & 1, part.start : part.stop], entries[~passes & 1, part.start : part.stop]
+        for k in range(part.lane, part.stop_lane):
+            at = _list_bags(lanes[k], size, sources, a, at)
+        for done in range(passes):  # the last pass ends in entries[0]
+            _sort_by_digit(a, ID + np.uint64(done * width), starts, b)
+            a, b = b, a
 
 
 @kernel
-def _list_entries(lane, keys, entries, grads, scales):
-    """Entries of one lane, in the order of its ids."""
-    at = lane.start
-    ids, offsets = int64_at(lane.ids), int64_at(lane.offsets)
-    one, size = scales.dtype.type(1), scales.itemsize
+def _list_bags(lane, size, sources, entries, at):
+    """The sources of a lane, and its entries from `at` on -> where they end."""
+    offsets, weighted, source = int64_at(lane.offsets), lane.weights != 0, lane.start
     for b in range(lane.bags):
-        start, stop = offsets[b], offsets[b + 1]
-        share = one / scales.dtype.type(stop - start) if lane.mean and stop - start > 1 else one
+        start, stop, grad = offsets[b], offsets[b + 1], lane.grad + b * lane.stride * size
+        share = 1 / (stop - start) if lane.mean and stop - start > 1 else 1.0
+        if not weighted:
+            sources[source].grad, sources[source].scale = grad, share
         for i in range(start, stop):
-            keys[at] = ids[i]
-            entries[at] = at
-            grads[at] = lane.grad + b * lane.stride * size
-            scales[at] = share
-            if lane.weights != 0:
-                scales[at] = float32_at(lane.weights)[i] * share
+            if weighted:
+                sources[source].grad, sources[source].scale = grad, share * float32_at(lane.weights)[i]
+            row = np.uint64(uint32_at(lane.ids)[i]) if lane.narrow else np.uint64(int64_at(lane.ids)[i])
+            entries[at] = (row << ID) | np.uint64(source)
             at += 1
+            source += weighted
+        source += not weighted
+    return at
 
 
 @kernel
-def _sort_by_digit(keys, entries, out_keys, out_entries, shift, width):
-    """One stable pass: out sorted by `width` bits of the keys from bit `shift` on."""
-    digits = np.uint32((1 << width) - 1)
-    ends = np.zeros((1 << width) + 1, np.uint32)
-    for i in range(keys.shape[0]):
-        ends[((keys[i] >> np.uint32(shift)) & digits) + np.uint32(1)] += np.uint32(1)
-    for d in range(1 << width):
-        ends[d + 1] += ends[d]
-    for i in range(keys.shape[0]):
-        digit = (keys[i] >> np.uint32(shift)) & digits
-        at = ends[digit]
-        ends[digit] = at + np.uint32(1)
-        out_keys[at] = keys[i]
-        out_entries[at] = entries[i]
+def _sort_by_digit(entries, shift, starts, out):
+    """One stable pass: out sorted by k bits of the entries from `shift` on. starts: (2ᵏ,), work space."""
+    digits, total = np.uint64(starts.shape[0] - 1), np.uint32(0)
+    starts[:] = 0
+    for i in range(entries.shape[0]):
+        starts[(entries[i] >> shift) & digits] += np.uint32(1)
+    for d in range(starts.shape[0]):
+        count = starts[d]
+        starts[d] = total
+        total += count
+    for i in range(entries.shape[0]):
+        digit = (entries[i] >> shift) & digits
+        out[starts[digit]] = entries[i]
+        starts[digit] += np.uint32(1)
 
 
 @kernel
-def _bound_runs(keys, lo, hi, first_row, runs, run_rows):
-    """First entry and row of each run of equal keys in keys[lo:hi]."""
-    at = lo
-    for i in range(lo, hi):
-        if i == lo or keys[i] != keys[i - 1]:
-            runs[at] = i
-            run_rows[at] = first_row + np.int64(keys[i])
-            at += 1
-    for i in range(at, hi):
-        run_rows[i] = -1
+def cut_runs(entries, ranges, marks):
+    """`marks`, increasing positions, each moved on to where the next run begins."""
+    r = 0
+    for k in range(marks.shape[0]):
+        at = marks[k]
+        while r < ranges.shape[0] and ranges[r].stop <= at:
+            r += 1
+        if r < ranges.shape[0] and at > ranges[r].start:
+            while at < ranges[r].stop and entries[at] >> ID == entries[at - 1] >> ID:
+                at += 1
+        marks[k] = at
+    return marks
 
 
 @kernel
-def compact_runs(runs, run_rows, starts, rows):
-    """Close up the runs that `sort_lanes` left -> U, their number. rows: (N,); starts: (N + 1,)."""
-    u = 0
-    for i in range(run_rows.shape[0]):
-        if run_rows[i] >= 0:
-            starts[u] = runs[i]
-            rows[u] = run_rows[i]
+def count_runs(entries, ranges, lo, hi):
+    """How many runs begin in entries lo … hi-1."""
+    count = 0
+    for r in range(ranges.shape[0]):
+        start, stop = max(lo, ranges[r].start), min(hi, ranges[r].stop)
+        if start < stop:
+            count += 1
+        for i in range(start + 1, stop):
+            count += entries[i] >> ID != entries[i - 1] >> ID
+    return count
+
+
+@inlined
+def run_end(entries, at, stop):
+    """Where the run that begins at `at` ends, `stop` at most."""
+    row = entries[at] >> ID
+    at += 1
+    while at < stop and entries[at] >> ID == row:
+        at += 1
+    return at
+
+
+@inlined
+def look_ahead(row_bytes):
+    """How many entries ahead to ask for rows."""
+    return min(max(AHEAD // row_bytes, NEAREST), FARTHEST)
+
+
+@inlined
+def ask(address, size):
+    """Prefetch `size` bytes."""
+    for line in range(0, size, LINE):
+        prefetch(address + line)
+
+
+@inlined
+def gradient_of(sources, entry):
+    """Address of an entry's gradient. sources: address of SOURCE."""
+    return int64_at(sources)[np.int64(entry & SOURCE_BITS) * 2]
+
+
+@inlined
+def _scale_of(sources, entry):
+    return float64_at(sources)[np.int64(entry & SOURCE_BITS) * 2 + 1]
+
+
+@inlined
+def sum_run(entries, sources, at, stop, like, out, width):
+    """Σ scale·gradient over entries `at` … stop-1, `width` numbers like those of `like`, to address `out`."""
+    column = 0
+    while column < width:
+        left = width - column
+        if left >= span(block_16(like)):
+            column += _sum_block(block_16(like), entries, sources, at, stop, like, out, column, left)
+        elif left >= span(block_8(like)):
+            column += _sum_block(block_8(like), entries, sources, at, stop, like, out, column, left)
+        elif left >= span(block_4(like)):
+            column += _sum_block(block_4(like), entries, sources, at, stop, like, out, column, left)
+        elif left >= span(block_2(like)):
+            column += _sum_block(block_2(like), entries, sources, at, stop, like, out, column, left)
+        elif left >= span(block_1(like)):
+            column += _sum_block(block_1(like), entries, sources, at, stop, like, out, column, left)
+        else:
+            column += _sum_block(tail(like), entries, sources, at, stop, like, out, column, left)
+
+
+@inlined
+def _sum_block(block, entries, sources, at, stop, like, out, column, left):
+    """The part of `sum_run` from `column` on that fits in `block` -> the columns that it has."""
+    begin = column * itemsize(like)
+    for i in range(at, stop):
+        gradient, scale = gradient_of(sources, entries[i]), real(like, _scale_of(sources, entries[i]))
+        block = add_scaled(block, gradient + begin, left, scale)
+    save(block, out + begin, left, real(like, 1.0))
+    return span(block)
+
+
+@kernel
+def sum_rows(entries, sources, ranges, lo, hi, rows, values, u):
+    """Row and sum of each run of entries lo … hi-1, from rows[u], values[u] on. values: (U, D)."""
+    like, width, size = like_at(values, 0), values.shape[1], values.strides[0]
+    entries, sources = uint64_at(entries.ctypes.data), sources.ctypes.data
+    ahead = look_ahead(size)
+    for r in range(ranges.shape[0]):
+        at, stop = max(lo, ranges[r].start), min(hi, ranges[r].stop)
+        asked = at
+        while at < stop:
+            while asked < min(at + ahead, stop):
+                ask(gradient_of(sources, entries[asked]), size)
+                asked += 1
+            rows[u] = ranges[r].first_row + np.int64(entries[at] >> ID)
+            end = run_end(entries, at, stop)
+            sum_run(entries, sources, at, end, like, values.ctypes.data + u * size, width)
+            at = end
             u += 1
-    starts[u] = run_rows.shape[0]
-    return u
-
-
-@kernel
-def sum_runs(grads, scales, starts, lo, hi, out):
-    """out[u] = Σ scale·gradient over entries starts[u] … starts[u + 1] - 1, for runs lo … hi-1."""
-    width = out.shape[1]
-    last = starts[hi] - 1
-    for u in range(lo, hi):
-        total = out[np.uint64(u)]
-        for i in range(starts[u], starts[u + 1]):
-            ahead = grads[min(i + AHEAD, last)]
-            for line in range(0, width * out.itemsize, LINE):
-                prefetch(ahead + line)
-            grad, scale = like_at(out, grads[i]), scales[i]
-            if i == starts[u]:
-                for d in range(width):
-                    total[d] = scale * grad[d]
-            else:
-                for d in range(width):
-                    total[d] += scale * grad[d]

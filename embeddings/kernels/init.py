@@ -56,23 +56,26 @@ def fill_normal(out, key, first_row, std):
 
     The low 24 bits are an angle: 22 within an eighth of a turn to either side of an axis, 2 choose the axis.
     """
-    width = out.shape[1]
-    scale = np.float32(std)
+    width, scale = out.shape[1], np.float32(std)
     for r in range(out.shape[0]):
         row, base = out[np.uint64(r)], np.uint64(first_row + r) * ROW
-        for c in range((width + 1) // 2):
-            bits = _bits(key, base + np.uint64(c))
-            uniform = np.float32(np.int32(np.int32(bits >> np.uint64(40)) + 1)) * UNIT
-            radius = np.sqrt(np.float32(-2.0) * _log(uniform)) * scale
-            angle = np.float32(np.int32(np.int32(bits & EIGHTH) - (1 << 21))) * EIGHTH_TURN
-            square = angle * angle
-            near, off = radius * _cos(square), radius * angle * _sin_ratio(square)
-            if bits & SIGN:
-                near = -near
-            swap = (bits & SWAP) != np.uint64(0)
-            row[2 * c] = off if swap else near
-            if 2 * c + 1 < width:
-                row[2 * c + 1] = near if swap else off
+        for c in range(width // 2):
+            row[2 * c], row[2 * c + 1] = _two_normals(_bits(key, base + np.uint64(c)), scale)
+        if width % 2:
+            row[width - 1], _ = _two_normals(_bits(key, base + np.uint64(width // 2)), scale)
+
+
+@kernel
+def _two_normals(bits, scale):
+    """Two numbers from N(0, scale²), of 64 random bits."""
+    uniform = np.float32(np.int32(np.int32(bits >> np.uint64(40)) + 1)) * UNIT
+    radius = np.sqrt(np.float32(-2.0) * _log(uniform)) * scale
+    angle = np.float32(np.int32(np.int32(bits & EIGHTH) - (1 << 21))) * EIGHTH_TURN
+    square = angle * angle
+    near, off = radius * _cos(square), radius * angle * _sin_ratio(square)
+    near = -near if bits & SIGN else near
+    swap = (bits & SWAP) != np.uint64(0)
+    return (off, near) if swap else (near, off)
 
 
 @kernel

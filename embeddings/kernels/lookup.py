@@ -2,7 +2,8 @@
 
 A lane is the bags of one feature in one table. It says where ids, offsets and weights lie (addresses), which
 rows of the pool the table has, and which columns of the output are its own. The backward pass walks the same
-lanes (`coalesce.py`). Nothing is checked here but ids, by `first_invalid`.
+lanes (`coalesce.py`). Nothing is checked here: ids have passed `unseen.py`, so they are below 2³² and their
+low 32 bits say it all; that is how one loop reads int32 and int64 (little-endian, as all our machines are).
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from tesserec.embeddings.kernels import blocks
 from tesserec.embeddings.kernels.jit import kernel
-from tesserec.embeddings.kernels.memory import float32_at, int64_at, like_at, prefetch
+from tesserec.embeddings.kernels.memory import LINE, float32_at, int64_at, prefetch, uint32_at
 
 LANE = np.dtype(
     [
         ("table", np.int64),  # position of the table in its pool
         ("first_row", np.int64),  # row of the pool that holds id 0
         ("num_rows", np.int64),  # ids are below it
-        ("ids", np.int64),  # address of int64 ids; a bag is ids[offsets[b]:offsets[b + 1]]
+        ("ids", np.int64),  # address of the ids; a bag is ids[offsets[b]:offsets[b + 1]]
+        ("narrow", np.int64),  # 1: ids are int32, else int64
         ("offsets", np.int64),  # address of int64 offsets of the first bag
         ("weights", np.int64),  # address of float32 weights, beside the ids; 0 for none
         ("bags", np.int64),  # number of bags
@@ -31,91 +34,110 @@ LANE = np.dtype(
         ("start", np.int64),  # position of its first id among those of all lanes that are summed
     ]
 )
-AHEAD = 16  # ids between the row that is asked for and the row that is read
-LINE = 64  # bytes
-
-
-@kernel
-def first_invalid(lanes):
-    """(lane, position of the id in its array) of the first id outside its table, or (-1, -1)."""
-    for k in range(lanes.shape[0]):
-        lane = lanes[k]
-        ids, offsets, limit = int64_at(lane.ids), int64_at(lane.offsets), np.uint64(lane.num_rows)
-        start, stop = offsets[0], offsets[lane.bags]
-        outside: Any = False
-        for i in range(start, stop):
-            outside |= np.uint64(ids[i]) >= limit  # a negative id is a huge one
-        if outside:
-            for i in range(start, stop):
-                if np.uint64(ids[i]) >= limit:
-                    return k, i
-    return -1, -1
+AHEAD = 32  # ids between the row that is asked for and the row that is read
+GROUP = 64  # bags whose columns are summed block after block
 
 
 @kernel
 def pool_bags(pool, lanes, lo, hi, out):
     """out[b, column:column + D] = Σ w·pool[first_row + id] over bag b, for samples lo … hi-1 of every lane.
 
-    pool: (R, D); out: (B, ΣD), the lanes' columns overwritten. An empty bag gives zeros. Rows are added in
-    the order of the ids.
+    pool: (R, D) as `stored`; out: (B, ΣD) real, rows may be apart, the lanes' columns overwritten. An empty
+    bag gives zeros. Rows are added in the order of the ids.
     """
-    size, width = pool.itemsize, pool.shape[1]
-    row_bytes = width * size
     for k in range(lanes.shape[0]):
         lane = lanes[k]
-        ids, offsets = int64_at(lane.ids), int64_at(lane.offsets)
-        rows = pool.ctypes.data + lane.first_row * row_bytes
-        last = offsets[hi] - 1
+        if k == 0:
+            _ask_first(pool, lane, lo, hi)
+        for b in range(lo, hi, GROUP):
+            if b + GROUP >= hi and k + 1 < lanes.shape[0]:
+                _ask_first(pool, lanes[k + 1], lo, hi)
+            _pool_group(pool, lane, b, min(b + GROUP, hi), hi, out)
+
+
+@kernel
+def _ask_first(pool, lane, lo, hi):
+    """Prefetch the first rows of a lane's bags lo … hi-1."""
+    start, stop = int64_at(lane.offsets)[lo], int64_at(lane.offsets)[hi]
+    source = _source(pool, lane, 0, stop - 1)
+    for i in range(start, min(start + AHEAD, stop)):
+        for begin in range(0, pool.shape[1] * pool.itemsize, LINE):
+            prefetch(_row(source, i) + begin)
+
+
+@kernel
+def _source(pool, lane, d, last):
+    """Where a lane's rows lie, from column d on, for `_row`; `last` is the last id that may be asked for."""
+    row_bytes = pool.shape[1] * pool.itemsize
+    rows = pool.ctypes.data + lane.first_row * row_bytes + d * pool.itemsize
+    return rows, row_bytes, uint32_at(lane.ids), 2 - lane.narrow, last
+
+
+@kernel
+def _row(source, i):
+    """Address of the row of the id at position i."""
+    rows, row_bytes, ids, step, _ = source
+    return rows + np.int64(ids[i * step]) * row_bytes
+
+
+@kernel
+def _row_ahead(source, i):
+    """Address of the row that is due AHEAD ids later."""
+    return _row(source, min(i + AHEAD, source[4]))
+
+
+@kernel
+def _pool_group(pool, lane, lo, hi, end, out):
+    """All columns of bags lo … hi-1 of one lane, the widest blocks first."""
+    d, vector = 0, LINE // out.itemsize
+    while d < pool.shape[1]:
+        left = (pool.shape[1] - d) // vector
+        if left >= 16:
+            d += _pool_block(blocks.block_16(pool), pool, lane, d, lo, hi, end, out)
+        elif left >= 8:
+            d += _pool_block(blocks.block_8(pool), pool, lane, d, lo, hi, end, out)
+        elif left >= 4:
+            d += _pool_block(blocks.block_4(pool), pool, lane, d, lo, hi, end, out)
+        elif left >= 2:
+            d += _pool_block(blocks.block_2(pool), pool, lane, d, lo, hi, end, out)
+        elif left >= 1:
+            d += _pool_block(blocks.block_1(pool), pool, lane, d, lo, hi, end, out)
+        else:
+            d += _pool_block(blocks.tail(pool), pool, lane, d, lo, hi, end, out)
+
+
+@kernel
+def _pool_block(zeros, pool, lane, d, lo, hi, end, out):
+    """Columns of bags lo … hi-1 from column d on, as many as `zeros` has -> their number."""
+    offsets, weights = int64_at(lane.offsets), float32_at(lane.weights)
+    source, columns = _source(pool, lane, d, offsets[end] - 1), pool.shape[1] - d
+    target, stride = out.ctypes.data + (lane.column + d) * out.itemsize, out.strides[0]
+    one, first = out.dtype.type(1), offsets[lo] - lo
+    if lane.weights == 0 and _all_single(offsets, lo, hi):
         for b in range(lo, hi):
-            start, stop = offsets[b], offsets[b + 1]
-            total = like_at(pool, out.ctypes.data + (b * out.shape[1] + lane.column) * size)
+            blocks.ask(zeros, _row_ahead(source, first + b), columns)
+            row = blocks.add(zeros, _row(source, first + b), columns)
+            blocks.save(row, target + b * stride, columns, one)
+        return blocks.span(zeros)
+    for b in range(lo, hi):
+        start, stop, total = offsets[b], offsets[b + 1], zeros
+        if lane.weights == 0:
             for i in range(start, stop):
-                ahead = rows + ids[min(i + AHEAD, last)] * row_bytes
-                for line in range(0, row_bytes, LINE):
-                    prefetch(ahead + line)
-            if lane.weights == 0:
-                _sum_rows(pool, rows, ids, start, stop, total)
-            else:
-                _sum_weighted_rows(pool, rows, ids, float32_at(lane.weights), start, stop, total)
-            if lane.mean and stop - start > 1:
-                share = pool.dtype.type(1) / pool.dtype.type(stop - start)
-                for d in range(width):
-                    total[d] *= share
+                blocks.ask(zeros, _row_ahead(source, i), columns)
+                total = blocks.add(total, _row(source, i), columns)
+        else:
+            for i in range(start, stop):
+                blocks.ask(zeros, _row_ahead(source, i), columns)
+                total = blocks.add_scaled(total, _row(source, i), columns, weights[i])
+        share = one / out.dtype.type(stop - start) if lane.mean and stop - start > 1 else one
+        blocks.save(total, target + b * stride, columns, share)
+    return blocks.span(zeros)
 
 
 @kernel
-def _sum_rows(pool, rows, ids, start, stop, total):
-    """total[:D] = Σ of the rows that ids[start:stop] name; four per pass over `total`."""
-    width = pool.shape[1]
-    row_bytes = width * pool.itemsize
-    if stop == start:
-        for d in range(width):
-            total[d] = 0
-        return
-    row = like_at(pool, rows + ids[start] * row_bytes)
-    for d in range(width):
-        total[d] = row[d]
-    i = start + 1
-    while i + 4 <= stop:
-        p, q = like_at(pool, rows + ids[i] * row_bytes), like_at(pool, rows + ids[i + 1] * row_bytes)
-        r, s = like_at(pool, rows + ids[i + 2] * row_bytes), like_at(pool, rows + ids[i + 3] * row_bytes)
-        for d in range(width):
-            total[d] = total[d] + p[d] + q[d] + r[d] + s[d]
-        i += 4
-    while i < stop:
-        row = like_at(pool, rows + ids[i] * row_bytes)
-        for d in range(width):
-            total[d] += row[d]
-        i += 1
-
-
-@kernel
-def _sum_weighted_rows(pool, rows, ids, weights, start, stop, total):
-    """total[:D] = Σ weights[i]·row of ids[i], i from start to stop - 1."""
-    width = pool.shape[1]
-    for d in range(width):
-        total[d] = 0
-    for i in range(start, stop):
-        row = like_at(pool, rows + ids[i] * width * pool.itemsize)
-        for d in range(width):
-            total[d] += weights[i] * row[d]
+def _all_single(offsets, lo, hi):
+    """Whether each of bags lo … hi-1 has one id."""
+    single: Any = True
+    for b in range(lo, hi):
+        single &= offsets[b + 1] - offsets[b] == 1
+    return single

@@ -13,6 +13,7 @@ from tesserec.cli.console import fail
 from tesserec.cli.data_inspect import inspect, synth
 from tesserec.cli.data_prepare import prepare, schema
 from tesserec.cli.evaluate import evaluate as evaluate_command
+from tesserec.cli.memory import memory as memory_command
 from tesserec.cli.predict import predict as predict_command
 from tesserec.cli.train import train as train_command
 
@@ -31,6 +32,7 @@ app.add_typer(data)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
+app.command("memory")(memory_command)
 
 
 def _version(show: bool) -> None:

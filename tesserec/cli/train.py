@@ -121,6 +121,9 @@ def _show(report: dict[str, Any]) -> None:
         f"[bold]{report['outcome']}[/]: {report['samples']:,} samples in {report['training_seconds']:.1f} s"
         f" ({report['samples_per_second'] or 0:,.0f} a second), {report['threads']} threads"
     )
+    if report["unseen_ids"]:
+        counts = ", ".join(f"{feature} {count:,}" for feature, count in report["unseen_ids"].items())
+        console.print(f"ids that the tables do not have, while training: {counts}", soft_wrap=True)
     if best:
         out.print(metric_table({f"validation, step {best['step']:,}": best}))
     console.print(f"report, learning curve and checkpoints are in {report['run']}", soft_wrap=True)

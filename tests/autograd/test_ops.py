@@ -138,9 +138,12 @@ def test_norm_gradients(seed: int, n: int, i: int) -> None:
     gradcheck(ops.layer_norm, [x, scale, shift], rtol=1e-4, atol=1e-6)
 
     def batch_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return ops.batch_norm(x, scale, shift, mean=x.data.mean(axis=0), var=x.data.var(axis=0), eps=0.1)
+        running = {"running_mean": np.zeros(x.shape[1]), "running_var": np.ones(x.shape[1])}
+        return ops.batch_norm(x, scale, shift, **running, eps=0.1)
 
     gradcheck(batch_norm, [x, scale, shift], rtol=1e-4, atol=1e-6)
+    fixed = {"mean": rng.normal(size=i), "var": rng.uniform(0.5, 2, i)}
+    gradcheck(lambda *args: ops.normalize(*args, **fixed), [x, scale, shift])
 
 
 @given(seed=seeds, b=st.integers(0, 5), n=sizes, d=sizes)

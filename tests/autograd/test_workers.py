@@ -29,6 +29,10 @@ def three_threads() -> Iterator[None]:
     set_num_threads(before)
 
 
+def blas_threads() -> set[int]:
+    return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+
+
 def test_results_come_in_item_order() -> None:
     assert parallel_map(lambda i: i * i, range(50)) == [i * i for i in range(50)]
     assert parallel_map(lambda i: i, []) == []
@@ -38,7 +42,7 @@ def test_items_run_on_several_threads_at_once() -> None:
     barrier = threading.Barrier(3, timeout=30)
     names = parallel_map(lambda _: (barrier.wait(), threading.current_thread().name)[1], range(3))
     assert len(set(names)) == 3
-    assert threading.current_thread().name not in names
+    assert threading.current_thread().name in names
 
 
 def test_one_item_or_one_thread_runs_inline() -> None:
@@ -79,17 +83,6 @@ def test_no_grad_of_the_caller_holds_inside() -> None:
         assert not any(parallel_map(lambda _: is_grad_enabled(), range(4)))
 
 
-def test_blas_gets_its_threads_back() -> None:
-    def blas_threads() -> list[int]:
-        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
-
-    np.ones((2, 2)) @ np.ones((2, 2))
-    before = blas_threads()
-    with one_thread_blas():
-        assert set(blas_threads()) == {1}
-    assert blas_threads() == before
-
-
 def test_the_number_of_threads_is_checked() -> None:
     with pytest.raises(ValueError, match="got 0, wanted 1 or more"):
         set_num_threads(0)
@@ -105,3 +98,25 @@ def test_the_environment_sets_the_number_of_threads() -> None:
         check=True,
     )
     assert run.stdout.strip() == "7"
+
+
+def test_blas_is_held_to_one_thread_while_workers_run_and_no_longer() -> None:
+    np.ones((2, 2)) @ np.ones((2, 2))
+    before = blas_threads()
+    assert parallel_map(lambda _: blas_threads(), range(3)) == [{1}] * 3
+    assert blas_threads() == before
+    with pytest.raises(ZeroDivisionError):
+        parallel_map(lambda i: 1 // i, range(3))
+    assert blas_threads() == before
+
+
+def test_blas_gets_its_threads_back_from_the_last_who_holds_it() -> None:
+    np.ones((2, 2)) @ np.ones((2, 2))
+    before = blas_threads()
+    with one_thread_blas():
+        parallel_map(lambda i: i, range(3))
+        assert blas_threads() == {1}
+        with one_thread_blas():
+            pass
+        assert blas_threads() == {1}
+    assert blas_threads() == before

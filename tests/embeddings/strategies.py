@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tesserec.embeddings import EmbeddingBagConfig, KeyedJaggedTensor
+from tesserec.embeddings import EmbeddingBagConfig, JaggedTensor, KeyedJaggedTensor
 
 WIDTHS = (1, 3, 16, 33)
 
@@ -42,15 +42,26 @@ def limits(tables: list[EmbeddingBagConfig]) -> dict[str, int]:
 
 
 @st.composite
-def batches(draw: Any, sizes: dict[str, int], max_batch: int = 9) -> KeyedJaggedTensor:
-    """A batch of the features {name: number of ids}, keys in any order, and one key that nobody reads."""
+def batches(
+    draw: Any, sizes: dict[str, int], max_batch: int = 9, *, shared: bool = False
+) -> KeyedJaggedTensor:
+    """A batch of the features {name: number of ids}, keys in any order, and one key that nobody reads.
+
+    shared: some keys may have bags of their own number, shared by samples; some perhaps by none.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     keys = draw(st.permutations([*sizes, "unread"]))
     batch, longest = draw(st.integers(0, max_batch)), draw(st.sampled_from([1, 2, 9]))
-    lengths = rng.integers(0, longest + 1, (len(keys), batch))
-    if draw(st.booleans()):
-        lengths[:] = 1
-    ids = [rng.integers(0, sizes.get(key, 10), n) for key, n in zip(keys, lengths.sum(axis=1), strict=True)]
-    values = np.concatenate(ids)
-    weights = rng.standard_normal(len(values)).astype(np.float32) if draw(st.booleans()) else None
-    return KeyedJaggedTensor.from_lengths(keys, values, lengths, weights)
+    single, weighted = draw(st.booleans()), draw(st.booleans())
+    integer = draw(st.sampled_from([np.int32, np.int64]))
+    bags, inverse = {}, {}
+    for key in keys:
+        count = batch
+        if shared and draw(st.booleans()):
+            count = int(rng.integers(1, max_batch + 1))
+            inverse[key] = rng.integers(0, count, batch)
+        lengths = np.ones(count, int) if single else rng.integers(0, longest + 1, count)
+        ids = rng.integers(0, sizes.get(key, 10), lengths.sum(), dtype=integer)
+        weights = rng.standard_normal(len(ids)).astype(np.float32) if weighted else None
+        bags[key] = JaggedTensor.from_lengths(ids, lengths, weights)
+    return KeyedJaggedTensor.from_dict(bags, inverse)

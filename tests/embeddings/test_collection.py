@@ -49,7 +49,7 @@ def bags_of(kjt: KeyedJaggedTensor, feature: str) -> list[tuple[npt.NDArray[Any]
 @given(st.data())
 def test_pooled_equals_oracle(data: Any) -> None:
     tables = data.draw(table_sets())
-    kjt = data.draw(batches(limits(tables)))
+    kjt = data.draw(batches(limits(tables), shared=True))
     collection = EmbeddingBagCollection(tables, seed=3)
     state, out = collection.state_dict(), collection(kjt)
     vectors = out.to_dict()
@@ -67,7 +67,7 @@ def test_pooled_equals_oracle(data: Any) -> None:
 @given(st.data())
 def test_gradient_equals_oracle(data: Any) -> None:
     tables = data.draw(table_sets())
-    kjt = data.draw(batches(limits(tables)))
+    kjt = data.draw(batches(limits(tables), shared=True))
     collection = EmbeddingBagCollection(tables, seed=3)
     out = collection(kjt)
     g = np.random.default_rng(1).standard_normal(out.values.shape).astype(np.float32)
@@ -177,7 +177,18 @@ def test_impossible_tables_are_named(make: Any, message: str) -> None:
         make()
 
 
-def test_tables_of_two_data_types_are_refused() -> None:
+def test_tables_of_several_data_types_are_looked_up_together() -> None:
+    """Each table's rows are what they would be in a collection of its own."""
+    types: Any = {"float32": (3, 0), "bfloat16": (3, 1), "float16": (5, 2)}
+    tables = [Bag(name, 9, width, ("x",), data_type=name) for name, (width, _) in types.items()]
+    kjt = KeyedJaggedTensor.from_dict({"x": [[1, 8, 8], [], [0]]})
+    together = EmbeddingBagCollection(tables, seed=0)(kjt)
+    for table in tables:
+        alone = EmbeddingBagCollection([table], seed=0)(kjt)
+        assert np.array_equal(together[f"x@{table.name}"].numpy(), alone["x"].numpy())
+
+
+def test_float64_tables_stay_alone() -> None:
     tables = [
         EmbeddingBagConfig("a", 4, 4, ("x",)),
         EmbeddingBagConfig("b", 4, 4, ("y",), data_type="float64"),

@@ -85,6 +85,20 @@ def test_float64_tables_hold_the_same_numbers() -> None:
     )
 
 
+@pytest.mark.parametrize("init", [Uniform(0.3), Normal(2.0), Constant(0.1)], ids=lambda i: type(i).__name__)
+def test_narrow_tables_hold_the_nearest_numbers(init: Any) -> None:
+    single = table(rows=300, width=7, init=init)
+    values = Pool([single], seed=0).data
+    half = Pool([replace(single, data_type="float16")], seed=0)
+    assert half.dtype == half.data.dtype == np.float16 and half.data_type == "float16"
+    assert np.array_equal(half.data, values.astype(np.float16))
+    brain = Pool([replace(single, data_type="bfloat16")], seed=0)
+    assert brain.data.dtype == np.uint16 and "dtype=bfloat16" in repr(brain)
+    held = (brain.data.astype(np.uint32) << 16).view(np.float32)
+    assert np.all(np.abs(held - values) <= np.abs(values) * 2.0**-8)
+    assert half.compute_dtype == brain.compute_dtype == np.float32
+
+
 def test_pool_knows_its_tables() -> None:
     pool = Pool([table("a", 3), table("b", 4)], seed=0)
     assert pool.bounds.tolist() == [0, 3, 7] and pool.shape == (7, 16) and pool.data.ctypes.data % 64 == 0

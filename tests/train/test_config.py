@@ -8,6 +8,7 @@ import pytest
 
 from tesserec.dataio.config import ConfigError
 from tesserec.dataio.dataset import DataError
+from tesserec.embeddings import TableError
 from tesserec.models import ModelError
 from tesserec.train.config import differences
 from tesserec.train.loop import Trainer
@@ -38,11 +39,14 @@ from tesserec.train.loop import Trainer
         ({"data__batch_size": 4096}, r"key data\.batch_size: is 4096, but split 'train' has only 640 rows"),
         ({"model__dropuot": 0.5}, "no option 'dropuot'; did you mean 'dropout'"),
         ({"model__name": "dlmr"}, "no model 'dlmr'; did you mean 'dlrm'"),
+        ({"data__unseen": "ignore"}, r"key data\.unseen\.\*: String should match .*error\|hash\|drop\|clamp"),
+        ({"data__unseen": {"genre": "drop"}}, r"key data\.unseen: no 'genre'; did you mean 'genres'\?"),
+        ({"data__unseen": "clamp:7"}, r"table 'genres': unseen is Clamp\(row=7\), wanted a row from 0 to 6"),
         ({"data__valid": "vaild"}, "no split 'vaild'; did you mean 'valid'"),
     ],
 )
 def test_mistakes_are_named(configure: Any, change: dict[str, Any], message: str) -> None:
-    with pytest.raises((ConfigError, ModelError, DataError), match=message):
+    with pytest.raises((ConfigError, ModelError, DataError, TableError), match=message):
         Trainer(configure(**change))
 
 

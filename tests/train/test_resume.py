@@ -69,6 +69,13 @@ def test_stopped_run_ends_as_if_it_was_not(train: Train, whole: dict[str, Any], 
     assert everything(train("run", resume=True)) == whole
 
 
+@pytest.mark.parametrize("data_type", ["float16", "bfloat16"])
+def test_random_rounding_resumes_too(train: Train, data_type: str) -> None:
+    whole = everything(train("half", model__data_type=data_type))
+    train("run", stop=at(7), model__data_type=data_type)
+    assert everything(train("run", resume=True, model__data_type=data_type)) == whole
+
+
 class Killed(Exception):
     pass
 

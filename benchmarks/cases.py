@@ -1,0 +1,85 @@
+"""What all sides of a benchmark agree on: table sizes, first values, ids, gradients. Needs numpy only."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+BATCH = 2048
+TABLE_SCALE = 0.03  # DLRM: rows start in ± this
+LR = 0.01
+EPS = 1e-8
+ZIPF = 1.05
+
+# rows per table of the Criteo Display Advertising (Kaggle) data set, as DLRM's reference code counts them
+KAGGLE = [1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194]
+KAGGLE += [27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572]
+
+
+def draw(kind: str, rows: int, count: int, rng: np.random.Generator) -> Ids:
+    """(count,) ids below `rows`.
+
+    "uniform"; "zipf": the k-th most frequent id about as often as k^-1.05, frequent ones scattered over the
+    table; "log": log-uniform, frequent ones first.
+    """
+    if kind == "uniform":
+        return rng.integers(0, rows, count)
+    if kind == "log":
+        return np.minimum(rows ** rng.random(count) - 1, rows - 1).astype(np.int64)
+    power = 1 - ZIPF
+    rank = (1 + rng.random(count) * ((rows + 1) ** power - 1)) ** (1 / power) - 1
+    scattered: Ids = np.minimum(rank.astype(np.int64), rows - 1) * 2654435761 % rows  # by a prime: one to one
+    return scattered
+
+
+def lookups(sizes: list[int], length: int, ids: str, batches: int) -> list[Ids]:
+    """`batches` times the ids of BATCH bags of `length` for each table, one table after the other."""
+    rng = np.random.default_rng([0, length])
+    return [np.concatenate([draw(ids, n, BATCH * length, rng) for n in sizes]) for _ in range(batches)]
+
+
+def fill(rows: Array, scale: float = 1.0) -> None:
+    """Numbers in [-scale, scale); quick to make, the same for everybody. Rows repeat after 4,093."""
+    block = np.random.default_rng(1).uniform(-scale, scale, (4093, rows.shape[1])).astype(rows.dtype)
+    for lo in range(0, len(rows), len(block)):
+        rows[lo : lo + len(block)] = block[: len(rows) - lo]
+
+
+def gradient(width: int) -> Array:
+    """(BATCH, width) gradient of pooled outputs."""
+    return np.random.default_rng(2).normal(0, 1e-3, (BATCH, width)).astype(np.float32)
+
+
+def dlrm_batches(count: int) -> list[tuple[Array, Ids, Array]]:
+    """`count` times dense (BATCH, 13) float32, log-uniform ids (26, BATCH), labels (BATCH,) float32."""
+    rng = np.random.default_rng(3)
+    return [
+        (
+            rng.random((BATCH, 13), dtype=np.float32),
+            np.stack([draw("log", rows, BATCH, rng) for rows in KAGGLE]),
+            (rng.random(BATCH) < 0.25).astype(np.float32),
+        )
+        for _ in range(count)
+    ]
+
+
+def dlrm_layers(dim: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(fan-in, fan-out) of the layers of the bottom MLP, 512-256-D, and of the top one, 512-256-1."""
+    fields = len(KAGGLE) + 1
+    top = [dim + fields * (fields - 1) // 2, 512, 256, 1]
+    return list(pairwise([13, 512, 256, dim])), list(pairwise(top))
+
+
+def dlrm_weights(dim: int) -> list[tuple[Array, Array]]:
+    """(fan-out, fan-in) weight and (fan-out,) bias of each of these layers, bottom first."""
+    rng, (bottom, top) = np.random.default_rng(4), dlrm_layers(dim)
+    return [
+        (rng.normal(0, (2 / i) ** 0.5, (o, i)).astype(np.float32), rng.normal(0, 0.1, o).astype(np.float32))
+        for i, o in [*bottom, *top]
+    ]
