@@ -64,7 +64,7 @@ bench: $(VENV)/dev bench-peers  ## ours beside the peers, in turns: the figures 
 bench-data: $(VENV)/dev  ## the figures about reading and preparing data
 	$(BIN)/python benchmarks/prepare_csv.py
 	$(BIN)/python benchmarks/read_parquet.py
-	$(BIN)/python benchmarks/dlrm_parquet.py
+	$(BIN)/python -m benchmarks.dlrm_parquet
 
 format: $(VENV)/dev  ## ruff, rewriting
 	$(BIN)/ruff check --fix .

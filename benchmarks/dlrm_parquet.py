@@ -1,6 +1,6 @@
 """DLRM at Criteo-Kaggle table sizes, trained from Parquet, beside torch `nn.EmbeddingBag(sparse=True)`.
 
-    python benchmarks/dlrm_parquet.py --peer-python /path/to/peer/.venv/bin/python
+    python -m benchmarks.dlrm_parquet --peer-python /path/to/peer/.venv/bin/python
 
 Both read the same file (13 float32, 26 int64 log-uniform ids, a label; row groups of 64 k), shuffle, and
 train the same model (bottom 512-256-D, top 512-256-1, SGD) in batches of 2,048. They take turns in one run;
@@ -25,6 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import tesserec
+from benchmarks.cases import KAGGLE
 from tesserec.autograd.optim import SGD
 from tesserec.autograd.workers import one_thread_blas
 from tesserec.dataio.batch import Batch
@@ -35,9 +37,6 @@ from tesserec.embeddings.row_optim import RowSGD
 from tesserec.models import Features, build_model
 from tesserec.train.step import StepOptions, apply_gradients, loss_and_gradients
 
-# rows per table of the Criteo Display Advertising (Kaggle) data set, as DLRM's reference code counts them
-KAGGLE = [1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194]
-KAGGLE += [27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572]
 LR = 0.01
 
 
@@ -74,14 +73,14 @@ def ours(folder: Path, rows: int, dim: int, batch_size: int) -> Callable[[int], 
     pools = [(n, p) for n, p in model.named_parameters() if isinstance(p, Pool)]
     dense = [(n, p) for n, p in model.named_parameters() if not isinstance(p, Pool)]
     optimizers, options = (SGD(dense, lr=LR), RowSGD(pools, lr=LR)), StepOptions(seed=0)
-    stream = enumerate(batches(folder, rows, batch_size))
+    compiled, stream = tesserec.compile(model), enumerate(batches(folder, rows, batch_size))
 
     def run(steps: int) -> dict[str, float]:
         start, loss = time.perf_counter(), 0.0
         with one_thread_blas():
             for _ in range(steps):
                 step, batch = next(stream)
-                loss, grads = loss_and_gradients(model, batch, step, options)
+                loss, grads = loss_and_gradients(compiled, batch, step, options)
                 apply_gradients(grads, optimizers, options)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"seconds": time.perf_counter() - start, "loss": loss, "peak_bytes": peak}

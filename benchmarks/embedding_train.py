@@ -54,7 +54,7 @@ def measure(
             load(sides, length, ids, calls)
             for line in compare(sides, runs, calls, args.threads, args.turns):
                 report.add({**tables.label(), "length": length, "ids": ids, **line})
-            check_equal(sides, "rows", tolerance=1e-4 if tables.data_type == "float32" else 1e-2)
+            check_equal(sides, "rows", tolerance=1e-4 if tables.data_type == "float32" else 5e-2)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What the benchmarks beside peers share: sides, turns, reports.
 
 A side is a process of its own, ours as well as theirs, that makes its tables once and then works when it is
-asked to: nothing of one is in the other's address space, allocator or thread pool. Only one works at a time.
-The sides take turns, so that whatever else the machine does hits all of them alike, and a ratio is the median
+asked to: nothing of one is in the other's address space, allocator or thread pool. Only one works at a time;
+the others are stopped, because threads of a parallel library go on spinning after its work is done. The sides
+take turns, so that whatever else the machine does hits all of them alike, and a ratio is the median
 of the ratios of paired turns.
 """
 
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,6 @@ Runs = Mapping[str, Callable[[], float]]  # each says how many seconds its turn 
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAUSE = 0.02  # seconds between turns: threads of the side before stop spinning at their barrier
 
 
 class Side:
@@ -53,8 +54,10 @@ class Side:
 
     def __call__(self, method: str, **arguments: Any) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.send_signal(signal.SIGCONT)
         print(json.dumps({"method": method, **arguments}), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
+        self.process.send_signal(signal.SIGSTOP)
         if not answer:
             raise RuntimeError(f"{self.name} ended at {method!r}; its error is above")
         return json.loads(answer)
@@ -63,6 +66,7 @@ class Side:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.process.send_signal(signal.SIGCONT)
         self.process.communicate()  # closes its input, at which it ends
 
 
@@ -93,7 +97,6 @@ def take_turns(runs: Runs, turns: int) -> dict[str, list[float]]:
     for turn in range(-1, turns):
         order = list(runs.items())
         for name, run in order[:: -1 if turn % 2 else 1]:
-            time.sleep(PAUSE)
             taken = run()
             if turn >= 0:
                 seconds[name].append(taken)

@@ -1,4 +1,4 @@
-"""Our side of `dlrm_step`: one DLRM, trained in four ways, and the matrix products of its step alone."""
+"""Our side of `dlrm_step`: one DLRM, trained in five ways, and the matrix products of its step alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from benchmarks.cases import BATCH, KAGGLE, LR, TABLE_SCALE, dlrm_batches, dlrm_
 from benchmarks.harness import serve
 from benchmarks.ours.tables import ROW_OPTIMIZERS
 from tesserec.autograd import SGD, Module, one_thread_blas, parallel_map, set_num_threads
+from tesserec.autograd.kernels.gemm import gemm
 from tesserec.autograd.losses import bce_with_logits
 from tesserec.dataio.batch import Batch
 from tesserec.embeddings import KeyedJaggedTensor, Pool
@@ -32,6 +33,7 @@ class DLRM:
         features = Features(13, dict(zip(KEYS, KAGGLE, strict=True)), pooling="sum")
         self.model = build_model("dlrm", features, seed=0, options=layers)
         self.compiled = tesserec.compile(self.model)
+        self.wide_compiled = tesserec.compile(self.model, slice_size=1024)
         named = dict(self.model.named_parameters())
         pools = [(name, p) for name, p in named.items() if isinstance(p, Pool)]
         dense = [(name, p) for name, p in named.items() if not isinstance(p, Pool)]
@@ -41,7 +43,7 @@ class DLRM:
         for (_, tensor), array in zip(dense, chain(*dlrm_weights(dim)), strict=True):
             tensor.data[...] = array
         self.optimizers = SGD(dense, lr=LR), ROW_OPTIMIZERS[optimizer](pools)
-        self.options = StepOptions(seed=0)
+        self.options, self.wide_options = StepOptions(seed=0), StepOptions(seed=0, slice_size=1024)
         self.products = matrix_products(dim, self.options.slice_size)
 
     def load(self, batches: int) -> None:
@@ -58,11 +60,15 @@ class DLRM:
 
     def ours(self, steps: int) -> tuple[float, float]:
         """The compiled model, in slices: what `tesserec train` does."""
-        return self._sliced(self.compiled, steps)
+        return self._sliced(self.compiled, steps, self.options)
+
+    def wide(self, steps: int) -> tuple[float, float]:
+        """The same in slices of 1,024: two of them, which is enough for two threads."""
+        return self._sliced(self.wide_compiled, steps, self.wide_options)
 
     def eager(self, steps: int) -> tuple[float, float]:
-        """The same, not compiled."""
-        return self._sliced(self.model, steps)
+        """The first, not compiled."""
+        return self._sliced(self.model, steps, self.options)
 
     def loop(self, steps: int) -> tuple[float, float]:
         """The compiled model in the loop that one would write by hand."""
@@ -75,15 +81,14 @@ class DLRM:
     def gemm(self, steps: int) -> tuple[float, float]:
         """Only the matrix products of the step, of all slices, on our threads."""
         start = time.perf_counter()
-        with one_thread_blas():
-            for _ in range(steps):
-                parallel_map(_multiply, self.products)
+        for _ in range(steps):
+            parallel_map(_multiply, self.products)
         return time.perf_counter() - start, 0.0
 
-    def _sliced(self, model: Module, steps: int) -> tuple[float, float]:
+    def _sliced(self, model: Module, steps: int, options: StepOptions) -> tuple[float, float]:
         def step(number: int, batch: Batch) -> float:
-            loss, grads = loss_and_gradients(model, batch, number, self.options)
-            apply_gradients(grads, self.optimizers, self.options)
+            loss, grads = loss_and_gradients(model, batch, number, options)
+            apply_gradients(grads, self.optimizers, options)
             return loss
 
         with one_thread_blas():
@@ -134,7 +139,7 @@ def matrix_products(dim: int, size: int) -> list[Products]:
 
 def _multiply(products: Products) -> None:
     for a, b, out in products:
-        np.matmul(a, b, out=out)
+        gemm(a, b, out, False)
 
 
 if __name__ == "__main__":
