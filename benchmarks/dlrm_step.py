@@ -3,8 +3,8 @@
     python -m benchmarks.dlrm_step --peer-python /path/to/peer/.venv/bin/python
 
 Bottom 512-256-D, top 512-256-1, 2,048 samples, log-uniform ids, batches in memory; SGD or row-wise Adagrad
-for rows, SGD for the rest. `ours` is the compiled model in slices of 512, as `tesserec train` runs it, `wide`
-the same in slices of 1,024, `eager` the first without compiling; `loop` is the compiled model in a loop written
+for rows, SGD for the rest. `ours` is the compiled model in slices of 512, as `tesserec train` runs it; `wide`
+the same in slices of 1,024; `eager` the first without compiling; `loop` the compiled model in a loop written
 by hand, `eager_loop` that without compiling. `gemm` is our share of the speed of the step's matrix products
 alone, by our own kernel. Each case is run on quiet cores, and while another process keeps one core busy. Peak
 memory is that of a process that does nothing else.
