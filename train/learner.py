@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from tesserec.models.features import Features
 from tesserec.models.registry import build_model
 from tesserec.train.checkpoint import Array, Checkpoint, Content, array_path
 from tesserec.train.config import (
-    Named,
+    OptimizerSection,
     PlateauSection,
     ScheduleSection,
     TrainConfig,
@@ -215,8 +215,8 @@ def _optimizers(model: Module, config: TrainConfig) -> tuple[optim.Optimizer, Ro
             dense.append((name, parameter))
     sections = config.optimizer
     return (
-        _named("optimizer.dense", sections.dense, OPTIMIZERS)(dense, lr=sections.dense.lr),
-        _named("optimizer.rows", sections.rows, ROW_OPTIMIZERS)(pools, lr=sections.rows.lr),
+        _optimizer("optimizer.dense", sections.dense, OPTIMIZERS, dense),
+        _optimizer("optimizer.rows", sections.rows, ROW_OPTIMIZERS, pools),
     )
 
 
@@ -229,7 +229,13 @@ def _schedule(section: ScheduleSection, total_steps: int) -> Callable[[int], flo
     return lambda step: shape(step) * schedules.linear_warmup(step, warmup=section.warmup)
 
 
-def _named(where: str, section: Named, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """What a section names, with the section's options."""
+def _optimizer(
+    where: str, section: OptimizerSection, table: Mapping[str, Callable[..., Any]], parameters: Sequence[Any]
+) -> Any:
+    """What a section names, with its options. ConfigError for a name, an option or a value that is wrong."""
     function = chosen(f"{where}.name", section.name, table)
-    return partial(function, **checked_options(where, function, section.options))
+    options = checked_options(where, function, section.options)
+    try:
+        return function(parameters, lr=section.lr, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"key {where}: {error}") from error

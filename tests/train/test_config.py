@@ -8,7 +8,7 @@ import pytest
 
 from tesserec.dataio.config import ConfigError
 from tesserec.dataio.dataset import DataError
-from tesserec.embeddings import TableError
+from tesserec.embeddings import ROW_OPTIMIZERS, TableError
 from tesserec.models import ModelError
 from tesserec.train.config import differences
 from tesserec.train.loop import Trainer
@@ -33,6 +33,7 @@ from tesserec.train.loop import Trainer
             {"optimizer__rows__name": "row_adagrad"},
             r"key optimizer\.rows\.name: .* did you mean 'rowwise_adagrad'\?",
         ),
+        ({"optimizer__rows__table_lr": {"genre": 0.5}}, r"key optimizer\.rows: table_lr: no table 'genre'"),
         ({"schedule__name": "cosinus"}, r"key schedule\.name: no 'cosinus'; did you mean 'cosine'\?"),
         ({"schedule__flor": 0.1}, r"key schedule\.flor: unknown key; did you mean 'floor'\?"),
         ({"data__label": "lable"}, r"key data\.label: no 'lable'; did you mean 'label'\?"),
@@ -63,6 +64,12 @@ def test_only_what_does_not_change_a_step_may_change(configure: Any) -> None:
         "model.top: [16] → [4]",
         "train.seed: 0 → 1",
     ]
+
+
+@pytest.mark.parametrize("name", ROW_OPTIMIZERS)
+def test_every_row_optimizer_runs(train: Any, name: str) -> None:
+    rows = {"name": name, "lr": 0.01, "clip": 1.0, "max_norm": 2.0, "table_lr": {"genres": 0.5}}
+    assert train(train__max_steps=3, optimizer__rows=rows).state.step == 3
 
 
 def test_every_schedule_and_optimizer_runs(train: Any) -> None:
