@@ -19,12 +19,12 @@ from tesserec.embeddings.kernels.shared import add_bags, copy_bags
 from tesserec.embeddings.kernels.weights import weight_grads
 from tesserec.embeddings.pool import Pool
 from tesserec.embeddings.rowgrad import Part, RowGrad
-from tesserec.embeddings.spans import even_spans
+from tesserec.embeddings.spans import Span, even_spans
 
 Array = npt.NDArray[Any]
 Gather = Callable[[Array, int, int, Array], None]  # (lanes of a pool, first bag, last + 1, out)
 
-_LEAST = 512  # bags per lane that are worth a task of their own
+_LEAST = 1 << 18  # elements of rows that are worth a task of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,15 @@ def gather_bags(gathers: Sequence[Gather], bound: Bound, out: Array) -> None:
         gather(lane, 0, len(bags), bags)
         copy_bags(bags, bound.inverse[k], out[:, _columns(lanes[k], block)])
 
-    parallel_map(gather_own, even_spans(bound.shape[0], _LEAST))
+    parallel_map(gather_own, _spans(bound.shape[0], bound))
     parallel_map(gather_shared, list(bound.inverse))
+
+
+def _spans(bags: int, bound: Bound) -> list[Span]:
+    """range(bags) in parts, none with much less than `_LEAST` elements of rows."""
+    ids = bound.lanes["count"]
+    elements = sum(int(ids[block.first : block.last].sum()) * block.width for block in bound.blocks)
+    return even_spans(bags, max(1, bags * _LEAST // max(1, elements)))
 
 
 def _columns(lane: Any, block: Block) -> slice:
@@ -140,5 +147,5 @@ def _weight_grad(graded: Any, pools: Sequence[Pool], bound: Bound, weights: Tens
             part = slice(block.first, block.last)
             weight_grads(pool.stored, lanes[part][mine[part]], *span, like, grad)
 
-    parallel_map(add, even_spans(int(lanes["bags"].max(initial=0)), _LEAST))
+    parallel_map(add, _spans(int(lanes["bags"].max(initial=0)), bound))
     return grad

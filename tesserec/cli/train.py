@@ -68,7 +68,7 @@ class _Bar:
         self.shown = (time.monotonic(), 0)  # when, and how many samples were seen
 
     def started(self, state: State, total: int) -> None:
-        self.update(state.step, state.finished, total)
+        self.update(state.step, state.finished or "first step: a new machine compiles kernels", total)
 
     def stepped(self, state: State, loss: float, total: int) -> None:
         self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
