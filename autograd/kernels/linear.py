@@ -11,7 +11,7 @@ import math
 
 from tesserec.autograd.kernels.gemm import gemm, in_panels, multiply, pack
 from tesserec.autograd.kernels.jit import kernel
-from tesserec.autograd.kernels.vector import row
+from tesserec.autograd.kernels.vector import loose, row
 
 # What follows a layer; its slope is known from its value. A NaN stays one.
 IDENTITY, RELU, SIGMOID, TANH = range(4)
@@ -22,7 +22,7 @@ ROWS = 128  # of a product, finished while they are near
 @kernel
 def linear_forward(x, w, b, activation, out):
     """out = f(x·wᵀ + b). b of size 0: none."""
-    columns = w.T
+    x, columns, out = loose(x), loose(w.T), loose(out)
     if in_panels(out):
         panels = pack(columns, len(x))
         for lo in range(0, len(x), ROWS):
@@ -80,6 +80,7 @@ def linear_backward_input(g, w, y, activation, accumulate, out):
     So the activation before the layer is passed on the way; IDENTITY: y is not read. accumulate: added to
     what `out` holds before the slope is applied, where several layers read the same input.
     """
+    g, w, y, out = loose(g), loose(w), loose(y), loose(out)
     if in_panels(out):
         panels = pack(w, len(g))
         for lo in range(0, len(g), ROWS):
@@ -96,7 +97,7 @@ def linear_backward_input(g, w, y, activation, accumulate, out):
 @kernel
 def linear_backward_weight(g, x, accumulate, gw, gb):
     """gw = gᵀ·x, gb = Σ g over rows; added to if `accumulate`: -> (O, I), (O,). gb of size 0: none."""
-    gemm(g.T, x, gw, accumulate)
+    gemm(loose(g.T), loose(x), loose(gw), accumulate)
     if gb.shape[0]:
         if not accumulate:
             gb[:] = 0

@@ -15,6 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 from numba.np.numpy_support import carray
+from numpy.lib.stride_tricks import as_strided
 
 from tesserec.autograd.kernels.jit import inlined, kernel
 
@@ -35,6 +36,12 @@ _ALIGN = 4
 def address(array):
     """Where its elements begin, as a signed integer: arithmetic with unsigned ones would end in floats."""
     return np.int64(array.ctypes.data)
+
+
+@inlined
+def loose(array):
+    """The same array as one of any strides, so that what takes it is compiled once, not for each layout."""
+    return as_strided(array, array.shape, array.strides)
 
 
 @intrinsic

@@ -15,6 +15,7 @@ import numpy as np
 from tesserec.embeddings.kernels import blocks
 from tesserec.embeddings.kernels.jit import kernel
 from tesserec.embeddings.kernels.memory import LINE, float32_at, int64_at, prefetch, uint32_at
+from tesserec.embeddings.kernels.rows import real
 
 LANE = np.dtype(
     [
@@ -38,13 +39,18 @@ AHEAD = 32  # ids between the row that is asked for and the row that is read
 GROUP = 64  # bags whose columns are summed block after block
 
 
-@kernel
-def pool_bags(pool, lanes, lo, hi, out):
+def pool_bags(pool: Any, lanes: Any, lo: int, hi: int, out: Any) -> None:
     """out[b, column:column + D] = Σ w·pool[first_row + id] over bag b, for samples lo … hi-1 of every lane.
 
     pool: (R, D) as `stored`; out: (B, ΣD) real, rows may be apart, the lanes' columns overwritten. An empty
     bag gives zeros. Rows are added in the order of the ids.
     """
+    _pool_bags(pool, lanes, lo, hi, out.ctypes.data, out.strides[0])  # compiled once, however `out` lies
+
+
+@kernel
+def _pool_bags(pool, lanes, lo, hi, out, stride):
+    """out, stride: where the output of sample 0 lies, and how far that of the next one."""
     for k in range(lanes.shape[0]):
         lane = lanes[k]
         if k == 0:
@@ -52,7 +58,7 @@ def pool_bags(pool, lanes, lo, hi, out):
         for b in range(lo, hi, GROUP):
             if b + GROUP >= hi and k + 1 < lanes.shape[0]:
                 _ask_first(pool, lanes[k + 1], lo, hi)
-            _pool_group(pool, lane, b, min(b + GROUP, hi), hi, out)
+            _pool_group(pool, lane, b, min(b + GROUP, hi), hi, out, stride)
 
 
 @kernel
@@ -87,32 +93,32 @@ def _row_ahead(source, i):
 
 
 @kernel
-def _pool_group(pool, lane, lo, hi, end, out):
+def _pool_group(pool, lane, lo, hi, end, out, stride):
     """All columns of bags lo … hi-1 of one lane, the widest blocks first."""
-    d, vector = 0, LINE // out.itemsize
+    d, vector = 0, blocks.span(blocks.block_1(pool))
     while d < pool.shape[1]:
         left = (pool.shape[1] - d) // vector
         if left >= 16:
-            d += _pool_block(blocks.block_16(pool), pool, lane, d, lo, hi, end, out)
+            d += _pool_block(blocks.block_16(pool), pool, lane, d, lo, hi, end, out, stride)
         elif left >= 8:
-            d += _pool_block(blocks.block_8(pool), pool, lane, d, lo, hi, end, out)
+            d += _pool_block(blocks.block_8(pool), pool, lane, d, lo, hi, end, out, stride)
         elif left >= 4:
-            d += _pool_block(blocks.block_4(pool), pool, lane, d, lo, hi, end, out)
+            d += _pool_block(blocks.block_4(pool), pool, lane, d, lo, hi, end, out, stride)
         elif left >= 2:
-            d += _pool_block(blocks.block_2(pool), pool, lane, d, lo, hi, end, out)
+            d += _pool_block(blocks.block_2(pool), pool, lane, d, lo, hi, end, out, stride)
         elif left >= 1:
-            d += _pool_block(blocks.block_1(pool), pool, lane, d, lo, hi, end, out)
+            d += _pool_block(blocks.block_1(pool), pool, lane, d, lo, hi, end, out, stride)
         else:
-            d += _pool_block(blocks.tail(pool), pool, lane, d, lo, hi, end, out)
+            d += _pool_block(blocks.tail(pool), pool, lane, d, lo, hi, end, out, stride)
 
 
 @kernel
-def _pool_block(zeros, pool, lane, d, lo, hi, end, out):
+def _pool_block(zeros, pool, lane, d, lo, hi, end, out, stride):
     """Columns of bags lo … hi-1 from column d on, as many as `zeros` has -> their number."""
     offsets, weights = int64_at(lane.offsets), float32_at(lane.weights)
     source, columns = _source(pool, lane, d, offsets[end] - 1), pool.shape[1] - d
-    target, stride = out.ctypes.data + (lane.column + d) * out.itemsize, out.strides[0]
-    one, first = out.dtype.type(1), offsets[lo] - lo
+    target = out + (lane.column + d) * (LINE // blocks.span(blocks.block_1(pool)))
+    one, first = real(pool, 1), offsets[lo] - lo
     if lane.weights == 0 and _all_single(offsets, lo, hi):
         for b in range(lo, hi):
             blocks.ask(zeros, _row_ahead(source, first + b), columns)
@@ -129,7 +135,7 @@ def _pool_block(zeros, pool, lane, d, lo, hi, end, out):
             for i in range(start, stop):
                 blocks.ask(zeros, _row_ahead(source, i), columns)
                 total = blocks.add_scaled(total, _row(source, i), columns, weights[i])
-        share = one / out.dtype.type(stop - start) if lane.mean and stop - start > 1 else one
+        share = one / real(pool, stop - start) if lane.mean and stop - start > 1 else one
         blocks.save(total, target + b * stride, columns, share)
     return blocks.span(zeros)
 
