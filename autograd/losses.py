@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tesserec.autograd import ops
-from tesserec.autograd.ops.elementwise import Result, expit
+from tesserec.autograd.kernels import loss as kernels
+from tesserec.autograd.ops.elementwise import Result
 from tesserec.autograd.tensor import Array, Operand, Tensor, numbers, op
 
 Reduction = Literal["mean", "sum", "none"]
@@ -29,7 +30,9 @@ def bce_with_logits(
 
 @op
 def _bce(z: Array, y: Array) -> Result:
-    return np.logaddexp(z, 0) - z * y, (lambda g: g * (expit(z) - y), lambda g: -g * z)
+    losses, slopes = np.empty(z.shape, z.dtype), np.empty(z.shape, z.dtype)
+    kernels.bce_with_logits(z.reshape(-1), np.ravel(y), losses.reshape(-1), slopes.reshape(-1))
+    return losses, (lambda g: g * slopes, lambda g: -g * z)
 
 
 def mse(

@@ -70,9 +70,9 @@ def new_side(dim: int, optimizer: str, peer_python: str | None) -> Side:
     return side
 
 
-def turn(side: Side, method: str) -> Callable[[], float]:
-    """A function that takes STEPS steps and returns their seconds."""
-    return lambda: float(side(method, steps=STEPS)[0])
+def turn(side: Side, method: str, steps: int = STEPS) -> Callable[[], float]:
+    """A function that takes so many steps and returns their seconds."""
+    return lambda: float(side(method, steps=steps)[0])
 
 
 def first_loss(side: Side, method: str) -> float:

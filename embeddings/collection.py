@@ -6,7 +6,7 @@ id, which is the same lookup with every id a bag of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,14 +102,20 @@ class EmbeddingCollection(Module):
         return JaggedTensor(lookup([self.pools[reader.pool]], bound), bags.offsets, bags.weights)
 
 
+def named_collections(model: Module) -> Iterator[tuple[str, EmbeddingBagCollection | EmbeddingCollection]]:
+    """Every collection in `model`, under what the names of its tables begin with in the model's state."""
+    for path, module in model.named_modules():
+        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
+            yield f"{path}." if path else "", module
+
+
 def unseen_ids(model: Module, *, reset: bool = False) -> dict[str, int]:
     """{feature: ids outside its table so far} of all collections in `model`, those that had any.
 
     Of several collections that read a feature, the one with the most counts: they see the same ids.
     """
     found: dict[str, int] = {}
-    for module in model.modules():
-        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
-            for name, count in module.unseen_ids(reset=reset).items():
-                found[name] = max(count, found.get(name, 0))
+    for _, collection in named_collections(model):
+        for name, count in collection.unseen_ids(reset=reset).items():
+            found[name] = max(count, found.get(name, 0))
     return found

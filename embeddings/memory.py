@@ -17,7 +17,7 @@ import numpy as np
 
 from tesserec.autograd.module import Module
 from tesserec.embeddings.allocation import planning
-from tesserec.embeddings.collection import EmbeddingBagCollection, EmbeddingCollection
+from tesserec.embeddings.collection import named_collections
 from tesserec.embeddings.config import EmbeddingBagConfig, EmbeddingConfig
 from tesserec.embeddings.kernels.coalesce import SOURCE
 from tesserec.embeddings.pool import Pool
@@ -139,12 +139,10 @@ def memory_report(
 
 def _tables(model: Module) -> Iterator[tuple[str, Pool, EmbeddingConfig]]:
     """(name in the state of `model`, its pool, what it is) of every table."""
-    for path, module in model.named_modules():
-        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
-            for pool in module.pools:
-                for table in pool.tables:
-                    name = table.config.name
-                    yield f"{path}.{name}" if path else name, pool, table.config
+    for prefix, collection in named_collections(model):
+        for pool in collection.pools:
+            for table in pool.tables:
+                yield prefix + table.config.name, pool, table.config
 
 
 def _state_per_row(optimizers: Sequence[Any]) -> dict[int, int]:

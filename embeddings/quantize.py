@@ -18,7 +18,7 @@ from tesserec.autograd.module import Module
 from tesserec.autograd.tensor import Tensor
 from tesserec.autograd.workers import parallel_map
 from tesserec.embeddings.allocation import LINE, aligned
-from tesserec.embeddings.collection import EmbeddingBagCollection, EmbeddingCollection
+from tesserec.embeddings.collection import named_collections
 from tesserec.embeddings.config import TableError
 from tesserec.embeddings.kernels import quantize as kernels
 from tesserec.embeddings.kernels.codes import GROUP, HEADER
@@ -99,7 +99,8 @@ def quantize(model: AnyModule, data_type: QuantizedType) -> AnyModule:
     """
     if data_type not in get_args(QuantizedType):
         raise TableError(f"data_type is {data_type!r}, wanted one of {', '.join(get_args(QuantizedType))}")
-    memo: dict[int, Any] = {id(pool): _converted(pool, data_type) for pool in _pools(model)}
+    pools = (pool for _, collection in named_collections(model) for pool in collection.pools)
+    memo: dict[int, Any] = {id(pool): _converted(pool, data_type) for pool in pools}
     return copy.deepcopy(model, memo).eval()
 
 
@@ -124,10 +125,10 @@ class Deviation:
 
 def deviations(model: Module, converted: Module) -> list[Deviation]:
     """For each table of `converted`, `model` by `quantize`: its size, and how far off its values are."""
-    names = {id(module): f"{path}." if path else "" for path, module in model.named_modules()}
+    pairs = zip(named_collections(model), named_collections(converted), strict=True)
     return [
-        _deviation(names[id(before)] + table.config.name, a, b, table.rows)
-        for before, after in zip(_collections(model), _collections(converted), strict=True)
+        _deviation(prefix + table.config.name, a, b, table.rows)
+        for (prefix, before), (_, after) in pairs
         for a, b in zip(before.pools, after.pools, strict=True)
         for table in a.tables
     ]
@@ -153,16 +154,6 @@ def _deviation(name: str, before: Pool, after: Pool, rows: slice) -> Deviation:
         (sum(squares) / count) ** 0.5,
         (sum(squares) / sum(total)) ** 0.5 if sum(total) else 0.0,
     )
-
-
-def _collections(model: Module) -> Iterator[EmbeddingBagCollection | EmbeddingCollection]:
-    for module in model.modules():
-        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
-            yield module
-
-
-def _pools(model: Module) -> Iterator[Pool]:
-    return (pool for collection in _collections(model) for pool in collection.pools)
 
 
 def _converted(pool: Pool, data_type: QuantizedType) -> Pool:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from tesserec.embeddings.bags import JaggedTensor, taken
 from tesserec.embeddings.config import Clamp, Drop, Unseen
+from tesserec.embeddings.kernels.unseen import hash_ids
 
 
 def without_unseen(bags: JaggedTensor, num_rows: int, policy: Unseen) -> JaggedTensor:
@@ -23,8 +24,6 @@ def without_unseen(bags: JaggedTensor, num_rows: int, policy: Unseen) -> JaggedT
 
 def hashed(ids: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[np.int64]:
     """Rows in [0, num_rows) that are a function of the ids: SplitMix64 (Steele, Lea & Flood 2014)."""
-    z = ids.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    rows: npt.NDArray[np.int64] = ((z ^ (z >> np.uint64(31))) % np.uint64(num_rows)).astype(np.int64)
+    rows = np.empty_like(ids)
+    hash_ids(ids, num_rows, rows)
     return rows

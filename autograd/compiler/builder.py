@@ -228,6 +228,13 @@ class Builder:
         if add:
             self.call(np.add, g, part, g)
 
+    def accumulate(self, x: Any, fn: Callable[..., Any], *args: Any) -> None:
+        """Emit that fn(*args, add, array) writes a gradient of `x`, or adds it to what the array holds."""
+        target = self.target(x)
+        if target is not None:
+            g, add = target
+            self.call(fn, *args, add, g)
+
     def give(self, x: Any, g: Slot) -> None:
         """Add `g`, whose memory nobody else needs any more, to the gradient of `x`, or let it be that."""
         if x in self.grads:

@@ -263,13 +263,7 @@ def _scales_vectors(b: Builder, x: Any, s: Any) -> bool:
 def _scaled_vectors(b: Builder, x: Slot, s: Slot) -> Lowered:
     out = b.out()
     b.call(scale.scale_vectors, x, s, out)
-
-    def backward(g: Slot) -> None:
-        target = b.target(x)
-        if target:
-            b.call(scale.scale_vectors_backward, g, s, target[1], target[0])
-
-    return out, backward
+    return out, lambda g: b.accumulate(x, scale.scale_vectors_backward, g, s)
 
 
 @lowering(ops.multiply_add)
@@ -347,13 +341,7 @@ def _draw(p: float, mask: Array) -> None:
 def _pairwise_dot(b: Builder, x: Slot) -> Lowered:
     out = b.out()
     b.call(interaction.pairwise_dot, x, out)
-
-    def backward(g: Slot) -> None:
-        target = b.target(x)
-        if target:
-            b.call(interaction.pairwise_dot_backward, x, g, target[1], target[0])
-
-    return out, backward
+    return out, lambda g: b.accumulate(x, interaction.pairwise_dot_backward, x, g)
 
 
 @lowering(ops.factorization)
@@ -361,10 +349,4 @@ def _factorization(b: Builder, x: Slot) -> Lowered:
     out = b.out()
     total = b.slot(Kind.ARENA, out)
     b.call(interaction.factorization, x, total, out)
-
-    def backward(g: Slot) -> None:
-        target = b.target(x)
-        if target:
-            b.call(interaction.factorization_backward, g, x, total, target[1], target[0])
-
-    return out, backward
+    return out, lambda g: b.accumulate(x, interaction.factorization_backward, g, x, total)

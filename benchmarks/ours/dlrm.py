@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from itertools import chain, cycle, islice
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, count, cycle, islice
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,8 @@ from tesserec.autograd import SGD, Module, one_thread_blas, parallel_map, set_nu
 from tesserec.autograd.kernels.gemm import gemm
 from tesserec.autograd.losses import bce_with_logits
 from tesserec.dataio.batch import Batch
+from tesserec.dataio.dataset import Dataset, DatasetInfo, SparseFeature, Split
+from tesserec.dataio.stream import read_batches
 from tesserec.embeddings import KeyedJaggedTensor, Pool
 from tesserec.models import Features, build_model
 from tesserec.train.step import StepOptions, apply_gradients, loss_and_gradients
@@ -53,7 +57,16 @@ class DLRM:
             Batch(dense, KeyedJaggedTensor(KEYS, ids.ravel(), offsets), labels[:, None])
             for dense, ids, labels in dlrm_batches(batches)
         ]
-        self.batches = cycle(enumerate(made))
+        self.batches: Iterator[tuple[int, Batch]] = cycle(enumerate(made))
+
+    def read(self, folder: str, rows: int) -> None:
+        """Take shuffled batches from folder/train.parquet instead, epoch after epoch."""
+        sparse = tuple(map(SparseFeature, KEYS, KAGGLE))
+        dense = tuple(f"I{i}" for i in range(1, 14))
+        splits = {"train": Split(("train.parquet",), rows)}
+        info = DatasetInfo("kaggle", labels=("label",), dense=dense, sparse=sparse, splits=splits)
+        read = partial(read_batches, Dataset(Path(folder), info), "train", BATCH)
+        self.batches = enumerate(chain.from_iterable(read(epoch=epoch) for epoch in count()))
 
     def threads(self, n: int) -> None:
         set_num_threads(n)

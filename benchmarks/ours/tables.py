@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,7 +23,6 @@ from tesserec.embeddings import (
 )
 from tesserec.embeddings.quantize import QuantizedType, quantize
 
-BITS: Mapping[str, QuantizedType] = {"int8": "int8", "int4": "int4"}
 ROW_OPTIMIZERS: dict[str, Any] = {
     "sgd": partial(RowSGD, lr=LR),
     "rowwise_adagrad": partial(RowWiseAdagrad, lr=LR, eps=EPS),
@@ -47,7 +45,7 @@ class Tables:
         self.pool = collection.pools[0]
         self.collection: Any = collection
         if stored != data_type:
-            self.collection = quantize(self.collection, BITS[data_type])
+            self.collection = quantize(self.collection, cast(QuantizedType, data_type))
             del self.pool
         if optimizer:
             self.optimizer = ROW_OPTIMIZERS[optimizer]([("pool", self.pool)])

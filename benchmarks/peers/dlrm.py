@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from itertools import cycle, islice
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, cycle, islice
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 from torchrec.models.dlrm import DLRM as TorchRecDLRM
@@ -68,7 +71,11 @@ class DLRM:
             kjt = KeyedJaggedTensor(KEYS, values.view(-1), lengths=lengths, offsets=offsets)
             return torch.from_numpy(dense), kjt, values, torch.from_numpy(labels)
 
-        self.batches = cycle([batch(*arrays) for arrays in dlrm_batches(batches)])
+        self.batches: Iterator[Any] = cycle([batch(*arrays) for arrays in dlrm_batches(batches)])
+
+    def read(self, folder: str, rows: int) -> None:
+        """Take shuffled batches from folder/train.parquet instead; for plain torch only."""
+        self.batches = ((dense, None, ids, labels) for dense, ids, labels in file_batches(folder))
 
     def threads(self, n: int) -> None:
         torch.set_num_threads(n)
@@ -123,6 +130,34 @@ class PlainDLRM(nn.Module):  # type: ignore[misc, unused-ignore]
         dots = torch.bmm(fields, fields.transpose(1, 2))[:, self.pairs[0], self.pairs[1]]
         logits: torch.Tensor = self.top(torch.cat([x, dots], 1))[:, 0]
         return logits
+
+
+def row_group(path: str, group: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """One row group, its rows permuted: dense (N, 13) f4, ids (26, N) i8, labels (N,) f4."""
+    table = pq.ParquetFile(path).read_row_group(group)
+    order = np.random.default_rng([seed, group]).permutation(len(table))
+
+    def column(name: str) -> Any:
+        return table.column(name).to_numpy()[order]
+
+    dense = np.stack([column(f"I{i}") for i in range(1, 14)], axis=1)
+    return tuple(map(torch.from_numpy, (dense, np.stack([column(key) for key in KEYS]), column("label"))))
+
+
+def file_batches(folder: str) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Shuffled batches of BATCH rows, for ever.
+
+    The next row group is decoded on a thread meanwhile, as a careful user would.
+    """
+    path = f"{folder}/train.parquet"
+    groups = pq.ParquetFile(path).num_row_groups
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(row_group, path, 0, 0)
+        for turn in count(1):
+            dense, ids, labels = ahead.result()
+            ahead = pool.submit(row_group, path, turn % groups, turn // groups)
+            for lo in range(0, len(labels) - BATCH + 1, BATCH):
+                yield dense[lo : lo + BATCH], ids[:, lo : lo + BATCH], labels[lo : lo + BATCH]
 
 
 def set_weights(model: nn.Module, dim: int) -> None:

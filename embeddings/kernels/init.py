@@ -26,7 +26,7 @@ F = np.float32
 
 
 @kernel
-def _bits(key, number):
+def splitmix(key, number):
     """64 bits: number `number` of stream `key`."""
     z = key + (number + np.uint64(1)) * GOLDEN
     z = (z ^ (z >> np.uint64(30))) * M1
@@ -42,11 +42,11 @@ def fill_uniform(out, key, first_row, bound):
     for r in range(out.shape[0]):
         row, base = out[np.uint64(r)], np.uint64(first_row + r) * ROW
         for c in range(width // 2):
-            bits = _bits(key, base + np.uint64(c))
+            bits = splitmix(key, base + np.uint64(c))
             row[2 * c] = np.float32(np.int32(np.int32(bits >> np.uint64(40)) - (1 << 23))) * scale
             row[2 * c + 1] = np.float32(np.int32(np.int32(bits & LOW) - (1 << 23))) * scale
         if width % 2:
-            bits = _bits(key, base + np.uint64(width // 2))
+            bits = splitmix(key, base + np.uint64(width // 2))
             row[width - 1] = np.float32(np.int32(np.int32(bits >> np.uint64(40)) - (1 << 23))) * scale
 
 
@@ -60,9 +60,9 @@ def fill_normal(out, key, first_row, std):
     for r in range(out.shape[0]):
         row, base = out[np.uint64(r)], np.uint64(first_row + r) * ROW
         for c in range(width // 2):
-            row[2 * c], row[2 * c + 1] = _two_normals(_bits(key, base + np.uint64(c)), scale)
+            row[2 * c], row[2 * c + 1] = _two_normals(splitmix(key, base + np.uint64(c)), scale)
         if width % 2:
-            row[width - 1], _ = _two_normals(_bits(key, base + np.uint64(width // 2)), scale)
+            row[width - 1], _ = _two_normals(splitmix(key, base + np.uint64(width // 2)), scale)
 
 
 @kernel

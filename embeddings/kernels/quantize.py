@@ -146,15 +146,15 @@ def quantize_rows(values, bits, out):
     values: (n, D) f4; out: (n, stride) u1. The codes of a row span its values from the least to the greatest;
     with fewer than 8 bits, the narrower range about the middle whose rounding and clipping err least.
     """
-    top, trials = F((1 << bits) - 1), 1 if bits == 8 else TRIALS
+    top, trials = F((1 << bits) - 1), 0 if bits == 8 else TRIALS
     for r in range(values.shape[0]):
         row = values[np.uint64(r)]
         lo, hi, finite = _range(row)
         if not finite:
             return r
         best, least = _header(lo, hi, top), F(np.inf)
-        for trial in range(trials if trials > 1 else 0):
-            cut = (hi - lo) * F(0.25) * F(trial) / F(trials - 1)
+        for trial in range(trials):
+            cut = (hi - lo) * F(0.25) * F(trial) / F(TRIALS - 1)
             header = _header(lo + cut, hi - cut, top)
             error = _square_error(row, header, top)
             if error < least:

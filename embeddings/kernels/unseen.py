@@ -1,9 +1,10 @@
-"""Ids outside their tables: counted, before anything reads a row."""
+"""Ids outside their tables: counted, before anything reads a row, and hashed into them."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from tesserec.embeddings.kernels.init import splitmix
 from tesserec.embeddings.kernels.jit import kernel
 from tesserec.embeddings.kernels.memory import int64_at, uint32_at
 
@@ -39,3 +40,10 @@ def _outside64(ids, lo, hi, limit):
     for i in range(lo, hi):
         count += np.uint64(ids[i]) >= least
     return count
+
+
+@kernel
+def hash_ids(ids, num_rows, out):
+    """out = rows in [0, num_rows) that are a function of the ids: (L,) i8 twice."""
+    for i in range(ids.shape[0]):
+        out[i] = splitmix(np.uint64(ids[i]), np.uint64(0)) % np.uint64(num_rows)

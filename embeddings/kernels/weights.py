@@ -24,10 +24,7 @@ def weight_grads(pool, lanes, lo, hi, like, out):
     for k in range(lanes.shape[0]):
         lane = lanes[k]
         offsets, rows = int64_at(lane.offsets), pool.ctypes.data + lane.first_row * row_bytes
-        ids, step = (
-            uint32_at(lane.ids),
-            2 - lane.narrow,
-        )  # the low half of an int64 says it all, see `lookup.py`
+        ids, step = uint32_at(lane.ids), 2 - lane.narrow  # the low half of an int64 says it all
         last = offsets[min(hi, lane.bags)] - 1
         for b in range(lo, min(hi, lane.bags)):
             grad, bag = lane.grad + b * lane.stride * size, offsets[b + 1] - offsets[b]
