@@ -13,12 +13,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "embeddings": {"autograd"},
     "dataio": {"embeddings"},
     "models": {"autograd", "embeddings"},
-    "train": {"autograd", "embeddings", "dataio", "models"},
+    "sharding": {"autograd", "embeddings"},
+    "train": {"autograd", "embeddings", "dataio", "models", "sharding"},
 }
 # dataio knows embeddings only by the jagged types
 ONLY_FROM_DATAIO = "tesserec.embeddings.jagged"
 # each third party has its home
 ONLY_IN: dict[str, tuple[str, ...]] = {
+    "mpi4py": ("sharding/comm.py",),
     "numba": ("kernels/",),
     "llvmlite": ("kernels/",),
     "pyarrow": ("dataio/", "embeddings/arrow.py", "train/"),

@@ -1,0 +1,1 @@
+"""Tables larger than one process: plans of rectangles, communicators, sharded collections."""
