@@ -8,11 +8,12 @@ by element, so long parameters are cut into pieces, which the worker threads sha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tesserec.autograd.exact import NOTHING, Levels, levels_of, total_of
 from tesserec.autograd.kernels import optim as kernels
 from tesserec.autograd.module import copy_state
 from tesserec.autograd.slices import pieces
@@ -188,14 +189,19 @@ def AdamW(
     return Adam(named_parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=True)
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm(
+    parameters: Iterable[Tensor],
+    max_norm: float,
+    *,
+    squares: Callable[[Sequence[Tensor]], float] | None = None,
+) -> float:
     """The norm of all gradients together, before they are scaled down to at most `max_norm`.
 
-    Row gradients count too, after their rows are summed. ValueError if the norm is not finite. Pascanu et
-    al. 2013.
+    Row gradients count too, after their rows are summed. squares: what gives the sum of the squares of all,
+    where these are not the only ones. ValueError if the norm is not finite. Pascanu et al. 2013.
     """
     held = [p for p in parameters if p.grad is not None]
-    norm = math.sqrt(math.fsum(_sum_of_squares(p.grad) for p in held))
+    norm = math.sqrt(squares(held) if squares else total_of(squares_of(held)))
     if not math.isfinite(norm):
         raise ValueError(
             f"clip_grad_norm: the norm of the gradients is {norm}: "
@@ -215,10 +221,11 @@ def clip_grad_value(parameters: Iterable[Tensor], max_value: float) -> None:
             p.grad = as_array(p.grad.clip(-max_value, max_value))
 
 
-def _sum_of_squares(grad: Any) -> float:
-    if isinstance(grad, np.ndarray):
-        return float(np.square(grad, dtype=np.float64).sum())
-    return float(grad.sum_of_squares())
+def squares_of(parameters: Iterable[Tensor]) -> Levels:
+    """Σ g² over all elements of all gradients there are; `total_of` makes it a float."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    parts = (levels_of(grad) if isinstance(grad, np.ndarray) else grad.squares() for grad in grads)
+    return sum(parts, NOTHING)
 
 
 def _updatable(name: str, parameter: Tensor) -> Tensor:

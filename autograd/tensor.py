@@ -16,7 +16,7 @@ import contextvars
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,18 +26,37 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Pullback = Callable[[Array], Any]  # gradient of the output -> gradient of one argument
 Gradients = dict["Tensor", Any]  # an array, or any object with `+`, such as a RowGrad
+Take = Callable[["Tensor", Any], bool]  # a leaf and its gradient -> whether they were taken
+Joint = Callable[[Array, Take | None], Gradients]  # gradient of the output -> those of all arguments
 
 _ages = itertools.count()
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One recorded op: who its inputs were, and how a gradient flows back to each."""
+    """One recorded op: who its inputs were, and how a gradient flows back to each.
+
+    joint: what stands for the pullbacks where one function gives all gradients, {parent: gradient}. It may
+    offer each as soon as it is final to the Take that it is given, and leaves out what was taken.
+    """
 
     name: str
     parents: Sequence[Tensor | None]  # None where an argument needs no gradient
-    pullbacks: Sequence[Pullback]
+    pullbacks: Sequence[Pullback] = ()
     age: int = field(default_factory=_ages.__next__)
+    joint: Joint | None = None
+
+    def gradients(self, g: Array, take: Take | None = None) -> Iterable[tuple[Tensor, Any]]:
+        """(parent, its gradient or a part of that), from the gradient of the output."""
+        if self.joint is not None:
+            return self.joint(g, take).items()
+        return self._pulled_back(g)
+
+    def _pulled_back(self, g: Array) -> Iterator[tuple[Tensor, Any]]:
+        for parent, pullback in zip(self.parents, self.pullbacks, strict=True):
+            if parent is not None:
+                given = pullback(g)
+                yield parent, g.copy() if given is g and parent.node is None else given
 
 
 RELEASED = Node("released", (), ())  # stands where a backward pass has already been
@@ -327,31 +346,41 @@ class Piece:
         self.add_at(buffer, self.key, self.values)
 
 
-def gradients(output: Tensor, grad: npt.ArrayLike | None = None, *, retain_graph: bool = False) -> Gradients:
+def gradients(
+    output: Tensor,
+    grad: npt.ArrayLike | None = None,
+    *,
+    retain_graph: bool = False,
+    take: Take | None = None,
+) -> Gradients:
     """{leaf: d(output)/d(leaf)} for every leaf that requires a gradient and that `output` depends on.
 
     Touches no leaf. The arrays belong to the caller alone and may be changed in place. `grad`, the gradient
     of `output`, is 1 unless given, which only a scalar allows. The graph is released on the way, and its
-    memory with it, unless `retain_graph`; a released graph cannot be walked again.
+    memory with it, unless `retain_graph`; a released graph cannot be walked again. take: is offered each
+    leaf's gradient as soon as it is final, while others are still to come; what it takes is left out.
     """
-    return backpropagate(output, _seed(output, grad), retain_graph=retain_graph)
+    return backpropagate(output, _seed(output, grad), retain_graph=retain_graph, take=take)
 
 
-def backpropagate(output: Tensor, g: Array, *, retain_graph: bool = False) -> Gradients:
+def backpropagate(
+    output: Tensor, g: Array, *, retain_graph: bool = False, take: Take | None = None
+) -> Gradients:
     """`gradients` of an output that has a history, from its gradient `g`, which pullbacks may keep."""
-    sums = _Sums({output: g})
+    found = sums.Sums({output: g})
     order = _history(output)
+    offers = sums.Offers(order, found, take) if take else None
     while order:
         tensor = order.pop()
         node: Any = tensor.node
         if not retain_graph:
             tensor.node = RELEASED
-        g = sums.take(tensor)
-        for parent, pullback in zip(node.parents, node.pullbacks, strict=True):
-            if parent is not None:
-                given = pullback(g)
-                sums.add(parent, g.copy() if given is g and parent.node is None else given, node)
-    return sums.finish()
+        g = found.take(tensor)
+        for parent, given in node.gradients(g, offers.early(node) if offers else None):
+            found.add(parent, given, node)
+        if offers:
+            offers.after(node)
+    return found.finish()
 
 
 def accumulate(grads: Mapping[Tensor, Any]) -> None:
@@ -408,58 +437,4 @@ def _age(tensor: Tensor) -> int:
     return tensor.node.age if tensor.node is not None else -1
 
 
-class _Sums:
-    """Gradients on their way: the sums so far, added to in place where the array is our own."""
-
-    __slots__ = ("grads", "owned")
-
-    def __init__(self, grads: Gradients):
-        self.grads = grads
-        self.owned: set[Tensor] = set()
-
-    def take(self, tensor: Tensor) -> Any:
-        self.owned.discard(tensor)
-        return self.grads.pop(tensor)
-
-    def add(self, tensor: Tensor, g: Any, node: Node) -> None:
-        if isinstance(g, Piece):
-            g.add_to(self._buffer(tensor))
-            return
-        g = as_array(g)
-        _check(g, tensor, node)
-        so_far = self.grads.get(tensor)
-        if so_far is None:
-            self.grads[tensor] = g
-        elif tensor in self.owned:
-            so_far += g
-        else:
-            self.grads[tensor] = as_array(so_far + g)
-            if isinstance(g, np.ndarray):
-                self.owned.add(tensor)
-
-    def _buffer(self, tensor: Tensor) -> Array:
-        """An array of our own that holds the sum so far."""
-        if tensor not in self.owned:
-            so_far = self.grads.get(tensor)
-            self.grads[tensor] = np.zeros_like(tensor.data) if so_far is None else np.array(so_far)
-            self.owned.add(tensor)
-        buffer: Array = self.grads[tensor]
-        return buffer
-
-    def finish(self) -> Gradients:
-        """What is left, the leaves', with views of other arrays copied."""
-        for tensor, g in self.grads.items():
-            if isinstance(g, np.ndarray) and g.base is not None:
-                self.grads[tensor] = g.copy()
-        return self.grads
-
-
-def _check(g: Any, tensor: Tensor, node: Node) -> None:
-    if isinstance(g, np.ndarray) and (g.shape != tensor.shape or g.dtype != tensor.dtype):
-        raise RuntimeError(
-            f"a pullback of op {node.name!r} returned {g.dtype} {g.shape} for an argument of {tensor.dtype} "
-            f"{tensor.shape}: the op is wrong"
-        )
-
-
-from tesserec.autograd import ops  # noqa: E402  the operators above are ops, and ops need the names above
+from tesserec.autograd import ops, sums  # noqa: E402  the operators above are ops, and both need the names above

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -38,15 +39,26 @@ def draw(kind: str, rows: int, count: int, rng: np.random.Generator) -> Ids:
     return scattered
 
 
+def zipf_chances(rows: int) -> npt.NDArray[np.float64]:
+    """(rows,) how likely each id of a "zipf" draw is, most frequent first."""
+    reached = np.arange(1.0, rows + 2) ** (1 - ZIPF)
+    chances: npt.NDArray[np.float64] = np.diff(reached) / (reached[-1] - 1)
+    return chances
+
+
 def lookups(sizes: list[int], length: int, ids: str, batches: int) -> list[Ids]:
     """`batches` times the ids of BATCH bags of `length` for each table, one table after the other."""
     rng = np.random.default_rng([0, length])
     return [np.concatenate([draw(ids, n, BATCH * length, rng) for n in sizes]) for _ in range(batches)]
 
 
-def fill(rows: Array, scale: float = 1.0) -> None:
-    """Numbers in [-scale, scale); quick to make, the same for everybody. Rows repeat after 4,093."""
+def fill(rows: Array, scale: float = 1.0, first: int = 0) -> None:
+    """Numbers in [-scale, scale); quick to make, the same for everybody. Rows repeat after 4,093.
+
+    first: which row of its table the first of `rows` is.
+    """
     block = np.random.default_rng(1).uniform(-scale, scale, (4093, rows.shape[1])).astype(rows.dtype)
+    block = np.roll(block, -first, axis=0)
     for lo in range(0, len(rows), len(block)):
         rows[lo : lo + len(block)] = block[: len(rows) - lo]
 
@@ -56,17 +68,32 @@ def gradient(width: int) -> Array:
     return np.random.default_rng(2).normal(0, 1e-3, (BATCH, width)).astype(np.float32)
 
 
-def dlrm_batches(count: int) -> list[tuple[Array, Ids, Array]]:
-    """`count` times dense (BATCH, 13) float32, log-uniform ids (26, BATCH), labels (BATCH,) float32."""
+def dlrm_batches(
+    count: int, size: int = BATCH, sizes: Sequence[int] = KAGGLE, length: int = 1, ids: str = "log"
+) -> list[tuple[Array, Ids, Array]]:
+    """`count` times dense (size, 13) float32, ids (tables, size * length) as in `draw`, labels (size,)."""
     rng = np.random.default_rng(3)
     return [
         (
-            rng.random((BATCH, 13), dtype=np.float32),
-            np.stack([draw("log", rows, BATCH, rng) for rows in KAGGLE]),
-            (rng.random(BATCH) < 0.25).astype(np.float32),
+            rng.random((size, 13), dtype=np.float32),
+            np.stack([draw(ids, rows, size * length, rng) for rows in sizes]),
+            (rng.random(size) < 0.25).astype(np.float32),
         )
         for _ in range(count)
     ]
+
+
+def owners(ranks: int) -> list[int]:
+    """The rank of each Kaggle table where tables stay whole: largest first, to the rank with fewest rows.
+
+    No rank gets more than its share of the number of tables: that is what a step costs at one id in a bag.
+    """
+    held, count, place = [0] * ranks, [0] * ranks, [0] * len(KAGGLE)
+    for table in sorted(range(len(KAGGLE)), key=lambda t: -KAGGLE[t]):
+        free = [r for r in range(ranks) if count[r] < -(-len(KAGGLE) // ranks)]
+        rank = place[table] = min(free, key=lambda r: held[r])
+        held[rank], count[rank] = held[rank] + KAGGLE[table], count[rank] + 1
+    return place
 
 
 def dlrm_layers(dim: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

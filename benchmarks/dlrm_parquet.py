@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.cases import BATCH, KAGGLE, draw
+from benchmarks.cases import BATCH, KAGGLE, Ids, draw
 from benchmarks.dlrm_step import turn
 from benchmarks.harness import Line, Report, Side, arguments, milliseconds, ratio, take_turns
 
@@ -34,17 +35,26 @@ def main() -> None:
             report.add({"dim": dim, **measure(dim, folder, rows, steps, args.turns, args.peer_python)})
 
 
-def write_data(path: Path, rows: int) -> None:
-    """`rows` rows of the shape above; the label depends on nothing."""
+def write_data(path: Path, rows: int, seed: int = 0) -> None:
+    """`rows` rows of the shape above; the log-odds of the label are a sum of an effect of each id."""
     names = ["label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27))]
     types = [pa.float32()] * 14 + [pa.int64()] * 26
     with pq.ParquetWriter(path, pa.schema(list(zip(names, types, strict=True)))) as writer:
         for group in range(rows // GROUP):
-            rng = np.random.default_rng([0, group])
-            columns: list[Any] = [(rng.random(GROUP) < 0.25).astype(np.float32)]
-            columns += [rng.random(GROUP, dtype=np.float32) for _ in range(13)]
-            columns += [draw("log", size, GROUP, rng) for size in KAGGLE]
+            rng = np.random.default_rng([seed, group])
+            dense: list[Any] = [rng.random(GROUP, dtype=np.float32) for _ in range(13)]
+            ids: list[Any] = [draw("log", size, GROUP, rng) for size in KAGGLE]
+            log_odds = sum(effect(k, column) for k, column in enumerate(ids)) - 1.4
+            label = (rng.random(GROUP) < 1 / (1 + np.exp(-log_odds))).astype(np.float32)
+            columns = [label, *dense, *ids]
             writer.write_table(pa.table(dict(zip(names, columns, strict=True))), row_group_size=GROUP)
+
+
+def effect(feature: int, ids: Ids) -> npt.NDArray[np.float64]:
+    """What each id adds to the log-odds: uniform in [-.45, .45), the same wherever it is met."""
+    scattered = (ids + feature * 1_000_003) * 0.6180339887498949
+    effects: npt.NDArray[np.float64] = 0.9 * (scattered - np.floor(scattered)) - 0.45
+    return effects
 
 
 def measure(dim: int, folder: str, rows: int, steps: int, turns: int, peer_python: str | None) -> Line:

@@ -19,8 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,8 +35,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 class Side:
     """A process that serves an object's methods (see `serve`): side("method", name=value) -> its answer."""
 
-    def __init__(self, python: str, module: str, env: Mapping[str, str] | None = None):
-        self.name = module
+    def __init__(self, python: str | Sequence[str], *module: str, env: Mapping[str, str] | None = None):
+        """python: the interpreter, or what to run before "-m"; module: its name, and arguments for it."""
+        self.name = " ".join(module)
         environment = {
             **os.environ,
             "PYTHONWARNINGS": "ignore",
@@ -44,7 +45,7 @@ class Side:
             **(env or {}),
         }
         self.process = subprocess.Popen(
-            [python, "-m", module],
+            [*([python] if isinstance(python, str) else python), "-m", *module],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -54,10 +55,10 @@ class Side:
 
     def __call__(self, method: str, **arguments: Any) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         print(json.dumps({"method": method, **arguments}), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
-        self.process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         if not answer:
             raise RuntimeError(f"{self.name} ended at {method!r}; its error is above")
         return json.loads(answer)
@@ -66,19 +67,43 @@ class Side:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         self.process.communicate()  # closes its input, at which it ends
 
+    def _signal(self, number: signal.Signals) -> None:
+        """To the process and all that it started: a side of several ranks is a family of them."""
+        for pid in family(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
-def serve(target: object) -> None:
-    """The other end of `Side`: call the methods of `target` that lines of standard input ask for.
 
-    Whatever libraries print goes to standard error.
+def family(pid: int) -> list[int]:
+    """A process and all its descendants, parents first."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for member in found:  # grows meanwhile
+        found += children.get(member, [])
+    return found
+
+
+def requests() -> Iterator[Line]:
+    """What is asked for, in lines of standard input."""
+    return map(json.loads, sys.stdin)
+
+
+def serve(target: object, asked: Iterable[Line] | None = None, *, silent: bool = False) -> None:
+    """The other end of `Side`: call the methods of `target` that are `asked` for: by default, all `requests`.
+
+    Whatever libraries print goes to standard error. silent: answer nobody, as ranks do that are not the
+    first.
     """
-    answers = os.fdopen(os.dup(1), "w")
+    answers = open(os.devnull, "w") if silent else os.fdopen(os.dup(1), "w")  # noqa: SIM115
     os.dup2(2, 1)
-    for line in sys.stdin:
-        request = json.loads(line)
+    for request in requests() if asked is None else asked:
         method = peak_bytes if request["method"] == "peak_bytes" else getattr(target, request.pop("method"))
         print(json.dumps(method() if method is peak_bytes else method(**request)), file=answers, flush=True)
 

@@ -56,7 +56,7 @@ def lookup_sides(
     with ExitStack() as stack:
         sides = {name: Side(sys.executable, "benchmarks.ours.tables") for name in ours}
         for name in peers if peer_python else ():
-            sides[name] = Side(str(peer_python), "benchmarks.peers.tables", THP if name == "thp" else {})
+            sides[name] = Side(str(peer_python), "benchmarks.peers.tables", env=THP if name == "thp" else {})
         for side in sides.values():
             stack.enter_context(side)
         with ThreadPoolExecutor() as pool:

@@ -1,13 +1,16 @@
 """Which row stands where in an epoch. Pure arithmetic: no I/O, no state.
 
-An epoch is one sequence of rows: the row groups in a random order, cut into one contiguous part per rank, and
-inside a part every few row groups (a buffer) shuffled row by row. Batch k is rows [k·B, (k+1)·B) of a part.
+An epoch is one sequence of rows: the row groups in a random order, cut into V contiguous streams, and inside
+a stream every few row groups (a buffer) shuffled row by row. Batch k of B rows is rows [k·B/V, (k+1)·B/V) of
+each stream, one stream after the other. W ranks share each batch, one after the other: so what a batch holds
+depends on V, and never on W.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -54,23 +57,63 @@ def row_order(plan: BufferPlan, seed: tuple[int, int] | None) -> npt.NDArray[np.
     return order
 
 
-def batch_cuts(held: int, rows: int, batch_size: int) -> npt.NDArray[np.int64]:
-    """Where `rows` more rows are cut after `held` rows of an unfinished batch: (K + 1,), from 0 to rows."""
-    cuts = np.arange(batch_size - held, rows, batch_size)
-    return np.array([0, *cuts, rows], np.int64)
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Rows lo … hi-1 of the epoch in batches of `batch_size`; of each batch, one rank's part of `parts`."""
+
+    lo: int
+    hi: int
+    batch_size: int
+    part: int = 0
+    parts: int = 1
+
+    def shares(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+        """(first, past the last, whether it ends there) of the part of each batch in rows start … stop-1.
+
+        Parts of a batch differ by one row at most; of those without rows there is no word.
+        """
+        for first in range(start - (start - self.lo) % self.batch_size, stop, self.batch_size):
+            rows = min(self.batch_size, self.hi - first)
+            lo = first + rows * self.part // self.parts
+            hi = first + rows * (self.part + 1) // self.parts
+            if max(lo, start) < min(hi, stop):
+                yield max(lo, start), min(hi, stop), hi <= stop
 
 
-def rank_part(rows: int, *, rank: int, size: int) -> tuple[int, int]:
-    """The rows [lo, hi) of the epoch that `rank` of `size` reads. Parts differ by one row at most."""
-    return rows * rank // size, rows * (rank + 1) // size
+def stream_rows(rows: int, streams: int, *, grain: int = 1) -> list[tuple[int, int]]:
+    """The rows [lo, hi) of the epoch in each stream: whole grains, and as evenly as these go."""
+    grains = -(-rows // grain)
+    ends = [min(rows, grains * v // streams * grain) for v in range(streams + 1)]
+    return list(pairwise(ends))
 
 
-def batch_count(rows: int, batch_size: int, *, size: int = 1, drop_last: bool = True) -> int:
+def rank_streams(
+    rows: int, batch_size: int, *, streams: int = 1, rank: int = 0, size: int = 1, grain: int = 1
+) -> list[Stream]:
+    """What `rank` of `size` reads: V/W whole streams, or a W/V-th of one stream's batches.
+
+    ValueError where neither number divides the other, or `streams` not the batch size.
+    """
+    if batch_size % streams:
+        raise ValueError(f"batch_size: {batch_size} rows cannot be taken evenly from {streams} streams")
+    if max(streams, size) % min(streams, size):
+        raise ValueError(f"streams: {streams} for {size} ranks: wanted one to be a multiple of the other")
+    parts, whole = max(1, size // streams), max(1, streams // size)
+    first = rank * streams // size
+    mine = stream_rows(rows, streams, grain=grain)[first : first + whole]
+    return [Stream(lo, hi, batch_size // streams, rank % parts, parts) for lo, hi in mine]
+
+
+def batch_count(
+    rows: int, batch_size: int, *, streams: int = 1, drop_last: bool = True, grain: int = 1
+) -> int:
     """Batches of an epoch, the same number on every rank, without the remainder when `drop_last`.
 
     Computed, not negotiated: a rank that took one more step than its peers would wait for them for ever.
     """
-    return rows // size // batch_size if drop_last else -(-rows // (size * batch_size))
+    sizes = [hi - lo for lo, hi in stream_rows(rows, streams, grain=grain)]
+    each = batch_size // streams
+    return min(sizes) // each if drop_last else -(-max(sizes) // each)
 
 
 def cut_pieces(sizes: Sequence[int], order: Iterable[int], lo: int, hi: int) -> list[Piece]:

@@ -18,7 +18,7 @@ from tesserec.embeddings.config import (
 from tesserec.embeddings.jagged import InvalidIdError, JaggedError, JaggedTensor, KeyedJaggedTensor
 from tesserec.embeddings.keyed_tensor import KeyedTensor
 from tesserec.embeddings.memory import MemoryLimitError, MemoryReport, TableMemory, memory_report, planning
-from tesserec.embeddings.pool import Pool, PoolTable
+from tesserec.embeddings.pool import Origin, Pool, PoolTable
 from tesserec.embeddings.processors import PositionWeighted
 from tesserec.embeddings.quantize import Deviation, QuantizedPool, deviations, quantize
 from tesserec.embeddings.row_optim import (
@@ -58,6 +58,7 @@ __all__ = [
     "MemoryLimitError",
     "MemoryReport",
     "Normal",
+    "Origin",
     "PartialRowWiseAdam",
     "PartialRowWiseLAMB",
     "Pool",

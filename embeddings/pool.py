@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from tesserec.embeddings.config import Constant, DataType, EmbeddingConfig, Norm
 from tesserec.embeddings.kernels import init as kernels
 from tesserec.embeddings.kernels.lookup import pool_bags
 from tesserec.embeddings.kernels.rows import load_rows, store_rows, stored
+from tesserec.embeddings.spans import Span
 
 Array = npt.NDArray[Any]
 
@@ -24,11 +25,43 @@ _PIECE = 1 << 20  # elements filled by one task
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """A rectangle of a table, which is all of the table that a pool has: `rows` by `cols`, half-open."""
+
+    table: EmbeddingConfig
+    rows: Span
+    cols: Span
+
+    @classmethod
+    def whole(cls, table: EmbeddingConfig) -> Self:
+        """All of `table`."""
+        return cls(table, (0, table.num_embeddings), (0, table.embedding_dim))
+
+    @property
+    def config(self) -> EmbeddingConfig:
+        """The rectangle as a table of its own: its ids begin at 0, and are not looked at again."""
+        if self == Origin.whole(self.table):
+            return self.table
+        (top, bottom), (left, right) = self.rows, self.cols
+        return replace(
+            self.table,
+            name=f"{self.table.name}[{top}:{bottom}, {left}:{right}]",
+            num_embeddings=bottom - top,
+            embedding_dim=right - left,
+            unseen="error",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PoolTable:
-    """A table and where it lies: rows first_row … first_row + num_embeddings - 1 of its pool."""
+    """A table and where it lies: rows first_row … first_row + num_embeddings - 1 of its pool.
+
+    origin: the rectangle of a table that it is; of `config` itself unless the table is sharded.
+    """
 
     config: EmbeddingConfig
     first_row: int
+    origin: Origin
 
     @property
     def rows(self) -> slice:
@@ -42,21 +75,33 @@ class Pool(Tensor):
     rows are uint16 bits; `data_type` says which. Outputs and gradients are of type `compute_dtype`.
     """
 
-    __slots__ = ("bounds", "tables")
+    __slots__ = ("bounds", "is_sharded", "tables")
 
-    def __init__(self, tables: Sequence[EmbeddingConfig], *, seed: int | None):
-        """Tables of one width and data type, filled as `initialize` says if there is a seed."""
+    def __init__(
+        self,
+        tables: Sequence[EmbeddingConfig],
+        *,
+        seed: int | None,
+        origins: Sequence[Origin] | None = None,
+    ):
+        """Tables of one width and data type, filled as `initialize` says if there is a seed.
+
+        origins: where `tables` are rectangles of other tables, which ones; `tables` are then their `config`.
+        The pool then `is_sharded`: what its collection has beside them is elsewhere.
+        """
         check_tables(tables)
+        self.is_sharded = origins is not None
+        origins = [Origin.whole(table) for table in tables] if origins is None else origins
         sizes = [table.num_embeddings for table in tables]
         self.bounds: npt.NDArray[np.int64] = np.cumsum([0, *sizes])
         firsts = self.bounds[:-1].tolist()
-        self.tables = tuple(PoolTable(t, first) for t, first in zip(tables, firsts, strict=True))
+        self.tables = tuple(PoolTable(*item) for item in zip(tables, firsts, origins, strict=True))
         shape = int(self.bounds[-1]), tables[0].embedding_dim
         dtype = tables[0].dtype
         super().__init__(aligned(shape, dtype, np.empty), requires_grad=True, dtype=dtype)
         if seed is not None and not is_planning():
-            for table in tables:
-                initialize(self.table(table.name), table, seed=seed)
+            for table in self.tables:
+                initialize(self.data[table.rows], table.origin, seed=seed)
 
     @property
     def data_type(self) -> DataType:
@@ -97,14 +142,15 @@ class Pool(Tensor):
         return f"Pool(shape={self.shape}, dtype={self.data_type}, tables: {names})"
 
 
-def initialize(rows: Array, table: EmbeddingConfig, *, seed: int, first_row: int = 0) -> None:
-    """Fill `rows` (n, D), the rows of `table` from `first_row` on, with their first values.
+def initialize(rows: Array, origin: Origin, *, seed: int) -> None:
+    """Fill `rows` (n, D), the rectangle `origin` of a table, with their first values.
 
-    A value is a function of (seed, table name, row, column): neither the number of threads nor how rows are
-    shared out changes it. float16 and bfloat16 rows hold the nearest they can to the float32 values.
+    A value is a function of (seed, table name, row, column) in that table: neither the number of threads nor
+    how the table is shared out changes it. float16 and bfloat16 rows hold the nearest they can to the float32
+    values.
     """
-    fill = _filler(table, seed)
-    step = max(1, _PIECE // table.embedding_dim)
+    fill, first_row = _filler(origin, seed), origin.rows[0]
+    step = max(1, _PIECE // rows.shape[1])
 
     def fill_piece(lo: int) -> None:
         piece = rows[lo : lo + step]
@@ -118,17 +164,18 @@ def initialize(rows: Array, table: EmbeddingConfig, *, seed: int, first_row: int
     parallel_map(fill_piece, range(0, len(rows), step))
 
 
-def _filler(table: EmbeddingConfig, seed: int) -> Callable[[Array, int], None]:
-    """fill(rows, their first row)."""
+def _filler(origin: Origin, seed: int) -> Callable[[Array, int], None]:
+    """fill(rows, the first one's number in the table)."""
+    table, column = origin.table, origin.cols[0]
     init, key = table.init, stream_key(seed, table.name)
     if isinstance(init, Constant):
         return lambda rows, first: rows.fill(init.value)
     if isinstance(init, Uniform):
         bound = table.num_embeddings**-0.5 if init.bound is None else init.bound
-        return lambda rows, first: kernels.fill_uniform(rows, key, first, bound)
+        return lambda rows, first: kernels.fill_uniform(rows, key, first, column, bound)
     xavier = (2 / (table.num_embeddings + table.embedding_dim)) ** 0.5
     std = init.std if isinstance(init, Normal) else xavier
-    return lambda rows, first: kernels.fill_normal(rows, key, first, std)
+    return lambda rows, first: kernels.fill_normal(rows, key, first, column, std)
 
 
 def stream_key(seed: int, name: str) -> np.uint64:

@@ -41,7 +41,7 @@ class QuantizedPool(Pool):
 
     def __init__(self, pool: Pool, bits: int):
         """TableError for a row with a value that is not finite."""
-        self.bounds, self.tables, self.bits = pool.bounds, pool.tables, bits
+        self.bounds, self.tables, self.is_sharded, self.bits = pool.bounds, pool.tables, pool.is_sharded, bits
         shape = len(pool), row_bytes(pool.tables[0].config.embedding_dim, bits)
         size = shape[0] * shape[1] + LINE  # kernels read past the last row
         memory = aligned((size,), np.dtype(np.uint8), np.empty)

@@ -19,9 +19,10 @@ from tesserec.autograd.module import copy_state
 from tesserec.autograd.workers import parallel_map
 from tesserec.embeddings.allocation import aligned, is_planning
 from tesserec.embeddings.kernels import row_optim as kernels
-from tesserec.embeddings.kernels.rows import stored
+from tesserec.embeddings.kernels.rows import compute_dtype, stored
 from tesserec.embeddings.pool import Pool, stream_key
 from tesserec.embeddings.rowgrad import RowGrad
+from tesserec.embeddings.spans import Span
 
 Array = npt.NDArray[Any]
 Named = Iterable[tuple[str, Pool]]
@@ -38,7 +39,7 @@ class RowOptimizer:
     that has become longer than max_norm is shortened to it. All of this is for touched rows only.
 
     lr may be set at any time. table_lr: {table: what multiplies lr there}. seed: of the rounding of float16
-    and bfloat16 rows, random with the right mean, and a function of (seed, pool, step, row, column).
+    and bfloat16 rows, random with the right mean, and a function of (seed, table, step, row, column).
     """
 
     named_pools: InitVar[Named]
@@ -54,6 +55,7 @@ class RowOptimizer:
     slots: ClassVar[tuple[str, ...]] = ()
     row_slots: ClassVar[tuple[str, ...]] = ()  # those of the slots with one number per row, not D
     own_decay: ClassVar[Decay | None] = None  # the kind of decay that the formula does by itself
+    across: ClassVar[tuple[str, ...]] = ()  # what of a whole row it looks at: "gradient", "weights", slots
 
     def __post_init__(self, named_pools: Named) -> None:
         self.pools = dict(named_pools)
@@ -65,18 +67,28 @@ class RowOptimizer:
                 )
         self._check_options()
         self.state = {name: self._new_state(pool) for name, pool in self.pools.items()}
-        self._streams = {name: stream_key(self.seed, name) for name in self.pools}
+        self.tables = {name: self._tables(pool) for name, pool in self.pools.items()}
 
     def rule(self) -> Any:
         """The formula and its numbers for this step: a named tuple of `kernels.row_optim`."""
         raise NotImplementedError
+
+    def looks_at(self) -> tuple[str, ...]:
+        """What of a whole row an element's update looks at: some of "gradient", "weights" and the slots.
+
+        A table split by columns has to bring these together; where there are none, each part is on its own.
+        """
+        if self.max_norm is not None and self.max_norm < math.inf:
+            return "gradient", "weights", *(slot for slot in self.slots if slot not in self.row_slots)
+        l2 = self.decay == "l2" and self.weight_decay != self._formula_decay()
+        return self.across + ("weights",) * (l2 and bool(self.across) and "weights" not in self.across)
 
     def step(self) -> None:
         """Update the rows that each pool's gradient names."""
         self.steps += 1
         for name, pool in self.pools.items():
             if pool.grad is not None:
-                self._update(name, pool, pool.grad)
+                self.update(pool.data, self.state[name], pool.grad, self.tables[name])
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -94,9 +106,10 @@ class RowOptimizer:
         self.steps = int(own["steps"])
 
     def _check_options(self) -> None:
-        tables = [table.config.name for pool in self.pools.values() for table in pool.tables]
+        tables = [table.origin.table.name for pool in self.pools.values() for table in pool.tables]
+        sharded = not tables or any(pool.is_sharded for pool in self.pools.values())
         for name in self.table_lr:
-            if name not in tables:
+            if name not in tables and not sharded:
                 raise ValueError(f"table_lr: no table {name!r}; have {', '.join(tables)}")
         if self.decay not in ("l2", "decoupled"):
             raise ValueError(f"decay: got {self.decay!r}, wanted 'l2' or 'decoupled'")
@@ -117,31 +130,36 @@ class RowOptimizer:
         """The weight decay that is the formula's own work."""
         return self.weight_decay if self.decay == self.own_decay else 0.0
 
-    def _common(self, name: str) -> kernels.Common:
+    def _common(self) -> kernels.Common:
         decay = self.weight_decay - self._formula_decay()
         l2, decoupled = (decay, 0.0) if self.decay == "l2" else (0.0, decay)
         clip, max_norm = (math.inf if limit is None else limit for limit in (self.clip, self.max_norm))
-        fade, stream = self.lr * decoupled, self._streams[name]
-        return kernels.Common(clip, l2, fade, max_norm, stream, np.uint64(self.steps))
+        return kernels.Common(clip, l2, self.lr * decoupled, max_norm, np.uint64(self.steps))
 
-    def _update(self, name: str, pool: Pool, grad: RowGrad) -> None:
-        entries, slots = grad.entries, _slots(self.state[name].values())
-        real, rows, ranges = pool.compute_dtype, stored(pool.data), self._with_factors(entries.ranges, pool)
-        rule, common = _as_real(real, self.rule()), _as_real(real, self._common(name))
+    def update(self, rows: Array, state: Mapping[str, Array], grad: RowGrad, tables: Array) -> None:
+        """Update the rows that `grad` names of `rows` (R, D), stored as a pool's, and of their `state`.
 
-        def update(span: tuple[int, int]) -> None:
-            kernels.update_rows(rule, common, entries.sorted, entries.sources, ranges, *span, rows, slots)
+        tables: (T,) TABLE, what to know of each table of `grad`; see `tables`.
+        """
+        entries, slots, rows = grad.entries, _slots(state.values()), stored(rows)
+        real = compute_dtype(rows.dtype)
+        rule, common = _as_real(real, self.rule()), _as_real(real, self._common())
+
+        def update(span: Span) -> None:
+            found = entries.sorted, entries.sources, entries.ranges
+            kernels.update_rows(rule, common, *found, tables, span, rows, slots)
 
         parallel_map(update, entries.spans())
 
-    def _with_factors(self, ranges: Array, pool: Pool) -> Array:
-        """`ranges` with what multiplies lr in each table."""
-        if not self.table_lr:
-            return ranges
-        factors = [self.table_lr.get(table.config.name, 1.0) for table in pool.tables]
-        ranges = ranges.copy()
-        ranges["factor"] = np.array(factors)[ranges["table"]]
-        return ranges
+    def _tables(self, pool: Pool) -> Array:
+        """(T,) TABLE."""
+        tables = np.zeros(len(pool.tables), kernels.TABLE)
+        for item, table in zip(tables, pool.tables, strict=True):
+            name, rows, cols = table.origin.table.name, table.origin.rows, table.origin.cols
+            item["factor"] = self.table_lr.get(name, 1.0)
+            item["stream"] = stream_key(self.seed, f"noise/{name}")
+            item["origin_row"], item["origin_column"] = rows[0], cols[0]
+        return tables
 
 
 def _slots(arrays: Iterable[Array]) -> Array:
@@ -193,6 +211,7 @@ class RowWiseAdagrad(RowAdagrad):
     """Adagrad with one s per row, s += mean(g²): 1/D of the state. FBGEMM's "exact row-wise Adagrad"."""
 
     row_slots = ("total",)
+    across = ("gradient",)
 
     def rule(self) -> Any:
         return kernels.RowWiseAdagrad(self.lr, self.eps)
@@ -221,6 +240,7 @@ class RowWiseAdagradCounter(RowOptimizer):
 
     slots = row_slots = ("total", "count", "seen")
     own_decay = "decoupled"
+    across = ("gradient",)
 
     def rule(self) -> Any:
         shrink = math.log(2) / self.half_life if self.half_life else 0.0
@@ -260,6 +280,7 @@ class PartialRowWiseAdam(RowAdam):
     """RowAdam with one s per row, of mean(g²): half the state. FBGEMM's partial_rowwise_adam."""
 
     row_slots = ("square",)
+    across = ("gradient",)
 
     def rule(self) -> Any:
         return kernels.PartialAdam(*_adam(self.lr, self.betas, self.eps, self.steps))
@@ -279,6 +300,7 @@ class RowLAMB(RowOptimizer):
 
     slots = ("mean", "square")
     own_decay = "decoupled"
+    across: ClassVar[tuple[str, ...]] = ("gradient", "weights", "mean", "square")
 
     def rule(self) -> Any:
         adam = kernels.Adam(*_adam(1.0, self.betas, self.eps, self.steps))
@@ -290,6 +312,7 @@ class PartialRowWiseLAMB(RowLAMB):
     """RowLAMB with one s per row, of mean(g²): half the state. FBGEMM's partial_rowwise_lamb."""
 
     row_slots = ("square",)
+    across = ("gradient", "weights", "mean")
 
     def rule(self) -> Any:
         adam = kernels.PartialAdam(*_adam(1.0, self.betas, self.eps, self.steps))
@@ -309,6 +332,7 @@ class RowLARS(RowOptimizer):
 
     slots = ("velocity",)
     own_decay = "l2"
+    across = ("gradient", "weights")
 
     def rule(self) -> Any:
         return kernels.Lars(self.lr, self.trust, self.momentum, self._formula_decay())

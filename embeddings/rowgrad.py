@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from tesserec.autograd.exact import NOTHING, Levels, levels_of
 from tesserec.autograd.workers import parallel_map
 from tesserec.embeddings.entries import Entries, sorted_entries
 from tesserec.embeddings.kernels import coalesce as kernels
@@ -99,9 +100,19 @@ class RowGrad:
         parallel_map(add_up, list(zip(spans, firsts.tolist(), strict=False)))
         return rows, values
 
-    def sum_of_squares(self) -> float:
-        """Σ values², in double precision."""
-        return float(np.square(self.values, dtype=np.float64).sum())
+    def only(self, tables: Sequence[int]) -> RowGrad | None:
+        """The gradient of the tables at these positions in the pool; None where it has none."""
+        kept = [(part.lanes[np.isin(part.lanes["table"], tables)], part.held) for part in self.parts]
+        parts = [Part(lanes, held) for lanes, held in kept if len(lanes)]
+        return RowGrad(self.bounds, self.width, self.dtype, parts) if parts else None
+
+    def squares(self, tables: Sequence[int] | None = None) -> Levels:
+        """Σ values², of all tables or of those at some positions in the pool."""
+        if tables is None:
+            return levels_of(self.values)
+        cuts = np.searchsorted(self.rows, self.bounds).tolist()
+        parts = [levels_of(self.values[cuts[t] : cuts[t + 1]]) for t in tables]
+        return sum(parts, NOTHING)
 
     def scale(self, factor: float) -> RowGrad:
         """This gradient times `factor`."""
@@ -135,6 +146,6 @@ class RowGrad:
 
 
 def _ordered(parts: Sequence[Part]) -> Array:
-    """All lanes by table, then column, then part: slicing a batch does not change the order of its ids."""
+    """All lanes by table, then turn, then part: slicing a batch does not change the order of its ids."""
     lanes = np.concatenate([part.lanes for part in parts])
-    return lanes[np.lexsort((lanes["column"], lanes["table"]))]
+    return lanes[np.lexsort((lanes["turn"], lanes["table"]))]

@@ -55,7 +55,7 @@ class TableSet:
 
     def __init__(self, tables: Sequence[EmbeddingConfig], *, seed: int):
         check_tables(tables)
-        self.tables = tuple(tables)
+        self.tables, self.seed = tuple(tables), seed
         kinds: dict[tuple[int, str], list[EmbeddingConfig]] = {}
         for table in tables:
             kinds.setdefault((table.embedding_dim, table.data_type), []).append(table)
@@ -156,7 +156,8 @@ class TableSet:
         for lane, reader in zip(lanes, self.readers, strict=True):
             config = reader.table.config
             lane["table"], lane["first_row"] = reader.position, reader.table.first_row
-            lane["num_rows"], lane["column"] = config.num_embeddings, columns[reader]
+            lane["num_rows"] = config.num_embeddings
+            lane["column"] = lane["turn"] = columns[reader]
             lane["mean"] = isinstance(config, EmbeddingBagConfig) and config.pooling == "mean"
         learnt = lanes, np.array([keys.index(reader.feature) for reader in self.readers])
         self._templates[keys] = learnt

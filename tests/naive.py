@@ -122,6 +122,14 @@ def dequantized(row: Array, width: int, bits: int) -> Array:
     return np.array([scale * np.float32(codes[k] >> s & (1 << bits) - 1) + bias for k, s in at], np.float32)
 
 
+def clipped(bags: Any, rows: tuple[int, int], apart: bool) -> list[tuple[list[tuple[int, float]], int]]:
+    """What a rectangle sees of bags of (id, weight): those of `rows`, from 0 on; and how long each bag is."""
+    kept = [([(i - rows[0], w) for i, w in bag if rows[0] <= i < rows[1]], len(bag)) for bag in bags]
+    if apart:
+        kept = [([item], size) for items, size in kept for item in items]
+    return [(items, size) for items, size in kept if items]
+
+
 # a model as a user would write it in a file of their own (docs/models.md)
 FIRST_MODEL = """
 import numpy as np

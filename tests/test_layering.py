@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_FROM_DATAIO = "tesserec.embeddings.jagged"
 # each third party has its home
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "mpi4py": ("sharding/comm.py",),
+    "mpi4py": ("sharding/mpi.py",),
     "numba": ("kernels/",),
     "llvmlite": ("kernels/",),
     "pyarrow": ("dataio/", "embeddings/arrow.py", "train/"),

@@ -1,14 +1,15 @@
 """Checkpoints: a folder of arrays that is there whole or not at all, every byte of it checked on loading.
 
     step-000001200/
-        manifest.json       format, version, step, and size and CRC-32 of every other file
+        manifest.json       format, version, the rectangles of every array, size and CRC-32 of all
         state.json          what the training loop needs besides arrays
         dense.safetensors   dense parameters and their optimizer's state
-        tables/*.npy        one embedding table each, memory-mappable
-        rows/*.npy          state of the row optimizer, one file per table and quantity
+        tables/*.npy        rectangles of embedding tables, memory-mappable
+        rows/*.npy          state of the row optimizer, rectangles of each table and quantity
 
-The newest folder is the last checkpoint, and its state names the best one: no pointer can go stale. Arrays
-are written once, straight from the caller's memory, and read straight into it.
+Each rank writes the rectangles it holds, straight from the memory they live in. Any number of ranks reads any
+rectangles, straight into place: which ones were written does not matter. The newest folder is the last
+checkpoint, and its state names the best one: no pointer can go stale.
 """
 
 from __future__ import annotations
@@ -17,46 +18,102 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load, save
 
-from tesserec import __version__
 from tesserec.autograd.workers import parallel_map
 from tesserec.dataio.atomic import atomic_folder
+from tesserec.sharding.comm import Comm, LocalComm
+from tesserec.sharding.plan import PlanError, Rectangle, Span, check_tiling, in_words, intersection
+from tesserec.sharding.watchdog import patience
+from tesserec.train.manifest import Stored, read_manifest, write_manifest
+from tesserec.train.parts import (
+    Array,
+    CheckpointError,
+    Part,
+    PartReader,
+    Rows,
+    part_file,
+    read_bytes,
+    write_parts,
+)
+from tesserec.train.ranks import from_first_rank, to_first_rank
 
-FORMAT = "tesserec checkpoint"
-VERSION = 1
-_CHUNK = 1 << 23  # bytes that are checksummed and written while they are in cache
+__all__ = [
+    "Array",
+    "Checkpoint",
+    "CheckpointError",
+    "Content",
+    "Rect",
+    "array_path",
+    "checkpoint_folder",
+    "checkpoint_steps",
+    "remove_checkpoint",
+    "remove_temporaries",
+    "save_checkpoint",
+    "table_of",
+]
 
-Array = npt.NDArray[Any]
+Value = TypeVar("Value")
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and what to do."""
+@dataclass(frozen=True, slots=True)
+class Rect:
+    """The rectangle rows x cols of a large array of `shape`, (R, D) or (R,), and the memory it lives in.
+
+    array: the rectangle, (n, w) or (n,), as a rule a view of live memory. cols: None for (R,). writes:
+    whether this rank saves it; of a rectangle that several ranks hold, one does.
+    """
+
+    array: Rows
+    rows: Span
+    cols: Span | None
+    shape: tuple[int, ...]
+    writes: bool = True
+
+    @classmethod
+    def whole(cls, array: Array) -> Rect:
+        """All of `array`."""
+        cols = (0, array.shape[1]) if array.ndim == 2 else None
+        return cls(array, (0, array.shape[0]), cols, array.shape)
+
+    @property
+    def rectangle(self) -> Rectangle:
+        """(rows, cols), with one column for (R,)."""
+        return self.rows, self.cols or (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
     """What a checkpoint holds. Arrays may be views of live memory: saving does not copy them.
 
-    state: JSON values. dense: small arrays, by name. arrays: large ones, by path without suffix.
+    state: JSON values. dense: small arrays, by name. arrays: what this rank holds of the large ones, by path
+    without suffix. state and dense are those of rank 0.
     """
 
-    state: dict[str, Any]
+    state: Mapping[str, Any]
     dense: Mapping[str, Array]
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, Sequence[Rect]]
 
 
 def array_path(kind: str, name: str) -> str:
     """The key of `Content.arrays` for table `name`: a valid file name whatever the table is called."""
-    return f"{kind}/{quote(name, safe=' @()[],+=')}"
+    return f"{kind}/{quote(name, safe=' ()[],+=')}"
+
+
+def table_of(path: str) -> str:
+    """The table that the array at `path` belongs to: it is the table, or "table.quantity" about its rows."""
+    kind, _, name = path.partition("/")
+    return unquote(name if kind == "tables" else name.rpartition(".")[0])
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
@@ -82,29 +139,38 @@ def remove_temporaries(folder: Path) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def save_checkpoint(path: Path, content: Content) -> None:
-    """Write the checkpoint folder `path`, durably; whatever happens, it is complete or as it was before."""
-    with atomic_folder(path) as folder:
-        for kind in {name.partition("/")[0] for name in content.arrays}:
-            (folder / kind).mkdir()
-        arrays = {f"{name}.npy": array for name, array in content.arrays.items()}
-        checks = parallel_map(lambda item: _write_npy(folder / item[0], item[1]), list(arrays.items()))
-        listed = dict(zip(arrays, checks, strict=True))
-        dense = {name: np.ascontiguousarray(array) for name, array in content.dense.items()}
-        state = json.dumps(content.state, indent=1).encode()
-        listed["dense.safetensors"] = _write_bytes(folder / "dense.safetensors", save(dense))
-        listed["state.json"] = _write_bytes(folder / "state.json", state)
-        manifest = {"format": FORMAT, "version": VERSION, "tesserec": __version__, "files": listed}
-        signed = manifest | {"crc32": _sum_of(manifest)}
-        (folder / "manifest.json").write_text(json.dumps(signed, indent=1))
+def save_checkpoint(path: Path, content: Content, comm: Comm | None = None) -> None:
+    """Write the checkpoint folder `path`, durably; whatever happens, it is complete or as it was before.
+
+    Collective over `comm`, one rank unless given: all ranks see one file system. If it fails on any rank, all
+    of them raise that rank's error.
+    """
+    comm = comm or LocalComm()
+    with patience("writing a checkpoint"), ExitStack() as stack:
+
+        def begin() -> Path:
+            return stack.enter_context(atomic_folder(path)) if comm.rank == 0 else path
+
+        def commit() -> None:
+            if comm.rank == 0:
+                _write_rest(folder, content, _joined(written))
+                stack.close()  # the folder takes its name
+
+        folder = from_first_rank(comm, _agreed(comm, begin))
+        written = to_first_rank(comm, _agreed(comm, lambda: _write_rects(folder, content.arrays)))
+        _agreed(comm, commit)
 
 
 class Checkpoint:
-    """A checkpoint on disk, open for reading. What is read must have the manifest's sizes and checksums."""
+    """A checkpoint on disk, open for reading. What is read must have the manifest's sizes and checksums.
+
+    arrays: the large arrays, by path without suffix.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.files = _read_manifest(path / "manifest.json")
+        self.arrays, self.files = read_manifest(path)
+        self._readers: dict[str, PartReader] = {}
 
     def state(self) -> dict[str, Any]:
         """The JSON state."""
@@ -115,103 +181,152 @@ class Checkpoint:
         """The small arrays, by name."""
         return load(self._bytes("dense.safetensors"))
 
-    def read_into(self, arrays: Mapping[str, Array]) -> None:
-        """Fill every array of {path without suffix: C-contiguous array}, in parallel.
+    def read_into(self, wanted: Mapping[str, Sequence[Rect]]) -> None:
+        """Fill every rectangle of {path: rectangles}, in parallel, whichever ones were saved.
 
-        Of each kind (the path's first part) that is asked for, all must be asked for.
+        Of each kind (the path's first part) that is asked for, all paths must be asked for, if only with [].
         """
-        kinds = {name.partition("/")[0] for name in arrays}
-        held = {name.removesuffix(".npy") for name in self.files if name.partition("/")[0] in kinds}
-        if held != arrays.keys():
-            missing, extra = sorted(arrays.keys() - held), sorted(held - arrays.keys())
+        kinds = {name.partition("/")[0] for name in wanted}
+        held = {name for name in self.arrays if name.partition("/")[0] in kinds}
+        if held != wanted.keys():
+            missing, extra = sorted(wanted.keys() - held), sorted(held - wanted.keys())
             raise CheckpointError(f"{self.path}: not of this model: lacks {missing}, has in excess {extra}")
-        parallel_map(lambda item: self._read_npy(f"{item[0]}.npy", item[1]), list(arrays.items()))
+        with patience("reading a checkpoint"):
+            self.fill([(name, rect) for name, rects in wanted.items() for rect in rects])
+
+    def fill(self, wanted: Sequence[tuple[str, Rect]]) -> None:
+        """Fill the rectangles of these (path, rectangle), in parallel."""
+        jobs = [
+            (self._reader(part, rect.array.dtype), number, rect)
+            for name, rect in wanted
+            for part in self._stored(name, rect).parts
+            if intersection(part.rectangle, rect.rectangle)
+            for number in part.blocks(rect.rows)
+        ]
+        parallel_map(lambda job: job[0].read(job[1], job[2].rectangle, _table_like(job[2])), jobs)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the files, found by reading all of them; [] for a sound checkpoint."""
+        parts = [(part, array.dtype) for array in self.arrays.values() for part in array.parts]
+        checks: list[Callable[[], object]] = [partial(self._check_part, *part) for part in parts]
+        checks += [partial(self._bytes, name) for name in ("dense.safetensors", "state.json")]
+        listed = {"manifest.json", *self.files, *(part.file for part, _ in parts)}
+        files = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()}
+        unlisted = [f"{self.path / name}: not listed in manifest.json" for name in sorted(files - listed)]
+        return [found for found in parallel_map(_problem, checks) if found] + unlisted
 
     def _bytes(self, name: str) -> bytes:
-        try:
-            data = (self.path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{self.path / name}: cannot be read: {error.strerror}") from None
-        self._verify(name, len(data), zlib.crc32(data))
-        return data
+        found = self.files[name]
+        return read_bytes(self.path / name, found["bytes"], found["crc32"])
 
-    def _read_npy(self, name: str, out: Array) -> None:
-        try:
-            with open(self.path / name, "rb", buffering=0) as file:
-                stream = _Checked(file)
-                self._check_header(name, stream, out)
-                stream.readinto(_bytes_of(out))
-        except OSError as error:
-            raise CheckpointError(f"{self.path / name}: cannot be read: {error.strerror}") from None
-        self._verify(name, (self.path / name).stat().st_size, stream.crc)
-
-    def _check_header(self, name: str, stream: _Checked, out: Array) -> None:
-        try:
-            major, _ = np.lib.format.read_magic(stream)  # it needs only read()
-            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)
-        except ValueError as error:
-            raise CheckpointError(f"{self.path / name}: not a .npy file: {error}; {_DAMAGED}") from None
-        if (shape, dtype) != (out.shape, out.dtype) or fortran:
+    def _stored(self, name: str, rect: Rect) -> Stored:
+        """The array `name`, which has the shape and dtype that `rect` wants."""
+        if name not in self.arrays:
+            raise CheckpointError(f"{self.path}: no array {name!r}")
+        stored = self.arrays[name]
+        if (stored.dtype, stored.shape) != (rect.array.dtype, tuple(rect.shape)):
             raise CheckpointError(
-                f"{self.path / name}: holds {dtype} {shape}, wanted {out.dtype} {out.shape}: "
-                "the model or the data set is not the one that was saved"
+                f"{self.path}: {name} is {stored.dtype} {stored.shape}, wanted {rect.array.dtype} "
+                f"{tuple(rect.shape)}: the model or the data set is not the one that was saved"
             )
+        return stored
 
-    def _verify(self, name: str, size: int, crc: int) -> None:
-        if name not in self.files:
-            raise CheckpointError(f"{self.path / name}: not listed in manifest.json; {_DAMAGED}")
-        wanted = self.files[name]
-        if size != wanted["bytes"]:
-            raise CheckpointError(f"{self.path / name}: {size} bytes, wanted {wanted['bytes']}; {_DAMAGED}")
-        if crc != wanted["crc32"]:
+    def _reader(self, part: Part, dtype: np.dtype[Any]) -> PartReader:
+        if part.file not in self._readers:
+            reader = PartReader(self.path, part, dtype)
+            if not part.crc32:
+                reader.check_whole(self.files[part.file]["crc32"])
+            self._readers[part.file] = reader
+        return self._readers[part.file]
+
+    def _check_part(self, part: Part, dtype: np.dtype[Any]) -> None:
+        reader = self._reader(part, dtype)
+        for number in part.blocks(part.rows):
+            reader.check(number)
+
+
+def _problem(check: Callable[[], object]) -> str:
+    try:
+        check()
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def _agreed(comm: Comm, action: Callable[[], Value]) -> Value:
+    """action(), or where it fails on any rank, that error on all of them. Collective."""
+    failure: Exception | None = None
+    try:
+        value = action()
+    except Exception as error:
+        failure = error
+    if comm.size == 1 and failure:
+        raise failure
+    found = comm.gather_objects(failure and f"{type(failure).__name__}: {failure}")
+    for rank, text in enumerate(found):
+        if text:
+            raise CheckpointError(f"rank {rank}: {text}") from failure
+    return value
+
+
+def _write_rects(folder: Path, arrays: Mapping[str, Sequence[Rect]]) -> dict[str, Stored | None]:
+    """Write what this rank is to write -> what that is of each array."""
+    rects = [(name, rect) for name, some in arrays.items() for rect in some if rect.writes]
+    for name, rect in rects:
+        _check_rect(name, rect)
+    wanted = [(part_file(name, r.rows, r.cols, r.shape), r.rows, r.cols, r.array) for name, r in rects]
+    parts: dict[str, list[Part]] = {}
+    for (name, _), part in zip(rects, write_parts(folder, wanted), strict=True):
+        parts.setdefault(name, []).append(part)
+    first = {name: some[0] for name, some in arrays.items() if some}
+    return {
+        name: Stored(rect.array.dtype, tuple(rect.shape), tuple(parts.get(name, ())))
+        for name, rect in first.items()
+    } | dict.fromkeys(arrays.keys() - first.keys())
+
+
+def _check_rect(name: str, rect: Rect) -> None:
+    (top, bottom), (left, right) = rect.rectangle
+    wanted = (bottom - top,) if rect.cols is None else (bottom - top, right - left)
+    if rect.array.shape != wanted or len(rect.shape) != len(wanted):
+        raise CheckpointError(
+            f"{name}: the memory of {in_words(rect.rectangle)} of {rect.shape} is {rect.array.shape}"
+        )
+
+
+def _joined(written: Sequence[Mapping[str, Stored | None]]) -> dict[str, Stored]:
+    """What all ranks have written of each array. CheckpointError unless it is all of it, once."""
+    joined = {}
+    for name in sorted({name for held in written for name in held}):
+        found = [stored for held in written if (stored := held.get(name))]
+        if len({(stored.dtype, stored.shape) for stored in found}) != 1:
+            shapes = [f"{stored.dtype} {stored.shape}" for stored in found]
+            raise CheckpointError(f"{name}: to the ranks it is {', '.join(shapes) or 'nothing'}, wanted one")
+        parts = sorted((part for stored in found for part in stored.parts), key=lambda p: p.rectangle)
+        _check_parts(name, found[0].shape, [part.rectangle for part in parts])
+        joined[name] = replace(found[0], parts=tuple(parts))
+    return joined
+
+
+def _check_parts(name: str, shape: tuple[int, ...], rectangles: Sequence[Rectangle]) -> None:
+    for rectangle, count in Counter(rectangles).items():
+        if count > 1:
             raise CheckpointError(
-                f"{self.path / name}: CRC-32 {crc:08x}, wanted {wanted['crc32']:08x}; {_DAMAGED}"
+                f"{name}: {in_words(rectangle)} is written {count} times: one replica writes it"
             )
+    try:
+        check_tiling(name, (shape[0], shape[1] if len(shape) > 1 else 1), {key: [0] for key in rectangles})
+    except PlanError as error:
+        raise CheckpointError(str(error)) from None
 
 
-_DAMAGED = "the file is damaged: remove this checkpoint's folder, then --resume continues from the one before"
-
-
-class _Checked:
-    """A file whose bytes pass through a running CRC-32."""
-
-    def __init__(self, file: Any):
-        self.file, self.crc, self.size = file, 0, 0
-
-    def read(self, count: int = -1, /) -> bytes:
-        data: bytes = self.file.read(count)
-        self._count(data)
-        return data
-
-    def readinto(self, target: memoryview) -> None:
-        """Fill `target`, as far as the file goes."""
-        for lo in range(0, len(target), _CHUNK):
-            piece = target[lo : lo + _CHUNK]
-            filled = 0
-            while filled < len(piece) and (got := self.file.readinto(piece[filled:])):
-                filled += got
-            self._count(piece[:filled])
-
-    def write(self, data: bytes | memoryview) -> int:
-        for lo in range(0, len(data), _CHUNK):
-            piece = data[lo : lo + _CHUNK]
-            self.file.write(piece)
-            self._count(piece)
-        return len(data)
-
-    def _count(self, piece: bytes | memoryview) -> None:
-        self.crc = zlib.crc32(piece, self.crc)
-        self.size += len(piece)
-
-
-def _write_npy(path: Path, array: Array) -> dict[str, int]:
-    with open(path, "wb") as file:
-        stream = _Checked(file)
-        header = np.lib.format.header_data_from_array_1_0(array)
-        np.lib.format.write_array_header_1_0(stream, header)
-        stream.write(_bytes_of(array))
-    return {"bytes": stream.size, "crc32": stream.crc}
+def _write_rest(folder: Path, content: Content, arrays: Mapping[str, Stored]) -> None:
+    dense = {name: np.ascontiguousarray(array) for name, array in content.dense.items()}
+    files = {
+        "dense.safetensors": _write_bytes(folder / "dense.safetensors", save(dense)),
+        "state.json": _write_bytes(folder / "state.json", json.dumps(content.state, indent=1).encode()),
+    }
+    write_manifest(folder, arrays, files)
 
 
 def _write_bytes(path: Path, data: bytes) -> dict[str, int]:
@@ -219,31 +334,7 @@ def _write_bytes(path: Path, data: bytes) -> dict[str, int]:
     return {"bytes": len(data), "crc32": zlib.crc32(data)}
 
 
-def _bytes_of(array: Array) -> memoryview:
-    """The memory of a C-contiguous array, not copied."""
-    if not array.flags.c_contiguous:
-        raise CheckpointError(
-            f"an array of shape {array.shape} is not contiguous; tables and their state must be"
-        )
-    return array.reshape(-1).view(np.uint8).data
-
-
-def _read_manifest(path: Path) -> dict[str, dict[str, int]]:
-    try:
-        manifest = json.loads(path.read_bytes())
-        checksum = manifest.pop("crc32")
-        files: dict[str, dict[str, int]] = manifest["files"]
-        found = (manifest["format"], manifest["version"])
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path}: not a checkpoint's manifest; {_DAMAGED}") from None
-    if checksum != _sum_of(manifest):
-        raise CheckpointError(f"{path}: its checksum is wrong; {_DAMAGED}")
-    if found != (FORMAT, VERSION):
-        raise CheckpointError(f"{path}: {found[0]!r} version {found[1]}, wanted {FORMAT!r} version {VERSION}")
-    return files
-
-
-def _sum_of(manifest: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+def _table_like(rect: Rect) -> Array:
+    """The rectangle's memory as (n, w)."""
+    array = np.asarray(rect.array)
+    return array if array.ndim == 2 else array[:, None]

@@ -56,13 +56,15 @@ UnseenPolicy = Annotated[str, Field(pattern=r"^(error|hash|drop|clamp:\d+)$")]
 class DataSection(StrictModel):
     """Which prepared data set, which of its splits and labels, and how it is cut into batches.
 
+    streams: each rank decodes only its own, so as many as ranks is fastest. What a batch holds depends on it.
     unseen: {feature: what becomes of an id that its table has no row for}: "error"; "clamp:ROW", read as that
     row; "hash", read as the row that a hash names; "drop", taken out of its bag. "*" is every other feature;
     a word alone is that of all.
     """
 
     path: Path
-    batch_size: PositiveInt = 2048
+    batch_size: PositiveInt = 2048  # of all ranks together
+    streams: PositiveInt = 1  # parts of an epoch that are shuffled and decoded apart; ranks share them out
     shuffle: bool = True
     train: str = "train"
     valid: str | None = "valid"  # null: never validate
@@ -124,6 +126,7 @@ class TrainSection(StrictModel):
     validate_every: PositiveInt | None = None  # null: at the end of each epoch
     checkpoint_every: PositiveInt | None = None
     checkpoint_seconds: PositiveFloat | None = 600.0
+    deterministic: Literal["bitwise"] | None = None  # the same bits for any plan and 1, 2, 4, … ranks
     monitor: Literal["auc", "gauc", "log_loss", "ne"] = "auc"  # what "best" means
     auc: Literal["exact", "histogram"] = "exact"
     early_stopping: StoppingSection | None = None
@@ -141,6 +144,29 @@ class TrainSection(StrictModel):
         return self.monitor in ("auc", "gauc")
 
 
+Codec = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+class ShardingSection(StrictModel):
+    """How the model lies on the ranks, where there are several.
+
+    plan: a file that says it all. Else each table is sharded by its kind in `tables`, {name or pattern:
+    kind}, or by `default`; see `tesserec.sharding.placement.make_plan`. forward, backward: how vectors and
+    their gradients travel. dense: "sharded" keeps gradients and optimizer state of dense parameters in parts.
+    replica_groups: the ranks in so many groups, each with all tables; averaged every `sync_every` steps.
+    """
+
+    plan: Path | None = None
+    default: str = "auto"
+    tables: dict[str, str] = Field(default_factory=dict)
+    forward: Codec = "fp32"
+    backward: Codec = "fp32"
+    dense: Literal["replicated", "sharded"] = "replicated"
+    replica_groups: PositiveInt = 1
+    sync_every: PositiveInt = 1
+    timeout: PositiveFloat = 10.0  # seconds after which a rank that does not answer ends the run
+
+
 class TrainConfig(StrictModel):
     """One training run."""
 
@@ -150,6 +176,7 @@ class TrainConfig(StrictModel):
     schedule: ScheduleSection = ScheduleSection()
     plateau: PlateauSection | None = None
     train: TrainSection = TrainSection()
+    sharding: ShardingSection = ShardingSection()
     output: Path | None = None  # the run folder; null: runs/<name of the config file>
 
     @model_validator(mode="after")
@@ -161,19 +188,57 @@ class TrainConfig(StrictModel):
     def anchored(self, output: Path) -> TrainConfig:
         """The same with absolute paths, and with `output` as the run folder where none is named."""
         data = self.data.model_copy(update={"path": self.data.path.resolve()})
-        return self.model_copy(update={"data": data, "output": (self.output or output).resolve()})
+        plan = self.sharding.plan and self.sharding.plan.resolve()
+        sharding = self.sharding.model_copy(update={"plan": plan})
+        changes = {"data": data, "sharding": sharding, "output": (self.output or output).resolve()}
+        return self.model_copy(update=changes)
 
 
 # what may differ between a run and its continuation: how long, where, and what leaves no trace
 MAY_CHANGE = {"train.epochs", "train.max_steps", "data.path", "output"}
 MAY_CHANGE |= {"train.threads", "train.checkpoint_every", "train.checkpoint_seconds"}
+MAY_CHANGE |= {f"sharding.{key}" for key in ("plan", "default", "dense", "timeout")}
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """`a.b: old → new` for each key in which a continued run may not differ but does."""
     before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
     keys = sorted((before.keys() | after.keys()) - MAY_CHANGE)
+    keys = [key for key in keys if not key.startswith("sharding.tables.")]
     return [f"{k}: {before.get(k)} → {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+
+
+def check_ranks(config: TrainConfig, ranks: int) -> None:
+    """ConfigError unless so many ranks can share the batches, and what else the config asks of them."""
+    batch_size, streams, groups = config.data.batch_size, config.data.streams, config.sharding.replica_groups
+    for number, what in ((ranks, "ranks"), (streams, "data.streams")):
+        if batch_size % number:
+            raise ConfigError(
+                f"key data.batch_size: {batch_size} is that of all ranks together; "
+                f"wanted a multiple of {what}, {number}"
+            )
+    if max(streams, ranks) % min(streams, ranks):
+        raise ConfigError(f"key data.streams: {streams} for {ranks} ranks; wanted a divisor or a multiple")
+    if ranks % groups:
+        raise ConfigError(f"key sharding.replica_groups: {groups} for {ranks} ranks; wanted a divisor")
+    if config.train.deterministic:
+        _check_bitwise(config, ranks)
+
+
+def _check_bitwise(config: TrainConfig, ranks: int) -> None:
+    """ConfigError where the sums of several ranks would not be those of one."""
+    share, slice_size, sharding = config.data.batch_size // ranks, config.train.slice_size, config.sharding
+    wanted = ""
+    if ranks.bit_count() != 1:
+        wanted = f"1, 2, 4, … ranks, not {ranks}"
+    elif share % slice_size:
+        wanted = f"a multiple of train.slice_size, {slice_size}, as a rank's share of the batch, not {share}"
+    elif (sharding.forward, sharding.backward) != ("fp32", "fp32"):
+        wanted = "sharding.forward and sharding.backward to be fp32"
+    elif sharding.replica_groups > 1:
+        wanted = "sharding.replica_groups to be 1"
+    if wanted:
+        raise ConfigError(f"key train.deterministic: bitwise needs {wanted}")
 
 
 def checked_options(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
-
-import numpy as np
 
 from tesserec.autograd import optim, schedules
 from tesserec.autograd.compiler.model import compile
 from tesserec.autograd.module import Module, copy_state
-from tesserec.autograd.tensor import Tensor
+from tesserec.autograd.slices import sum_of_slices
+from tesserec.autograd.tensor import Gradients, Tensor
 from tesserec.dataio.batch import Batch
 from tesserec.dataio.config import ConfigError
 from tesserec.dataio.dataset import DatasetInfo
+from tesserec.embeddings.allocation import planning
 from tesserec.embeddings.config import Clamp, Drop, Hash, Unseen
 from tesserec.embeddings.pool import Pool
 from tesserec.embeddings.row_optim import ROW_OPTIMIZERS, RowOptimizer
 from tesserec.models.features import Features
 from tesserec.models.registry import build_model
-from tesserec.train.checkpoint import Array, Checkpoint, Content, array_path
+from tesserec.sharding.codecs import Codecs
+from tesserec.sharding.comm import Comm, LocalComm
+from tesserec.sharding.dist import Dist
+from tesserec.sharding.model import ShardedModel, shard
+from tesserec.sharding.replicas import Replicas
+from tesserec.sharding.timeline import span
+from tesserec.train.checkpoint import Array, Checkpoint, Content, Rect
 from tesserec.train.config import (
     OptimizerSection,
     PlateauSection,
     ScheduleSection,
+    ShardingSection,
     TrainConfig,
     checked_options,
     chosen,
 )
+from tesserec.train.pipeline import one_ahead
+from tesserec.train.ranks import all_numbers
 from tesserec.train.run import RunFolder
-from tesserec.train.step import StepOptions, apply_gradients, check_finite, loss_and_gradients
+from tesserec.train.step import (
+    StepOptions,
+    apply_gradients,
+    are_finite,
+    check_finite,
+    losses_and_gradients,
+    slice_weights,
+    slices,
+    total_weight,
+)
+from tesserec.train.tables import dense_state, plan_for, state_rects, table_rects
 
 OPTIMIZERS: Mapping[str, Callable[..., optim.Optimizer]] = {
     "sgd": optim.SGD,
@@ -50,12 +72,31 @@ SCHEDULES: Mapping[str, Callable[..., float]] = {
 OPTIMIZER = "optimizer."  # what the names of the dense optimizer's arrays begin with
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """What a rank has of a batch.
+
+    weights: the sum of the sample weights of each slice of the whole batch. dist: the batch with its ids sent
+    to where their rows are; None where the model is not sharded.
+    """
+
+    batch: Batch
+    weights: Sequence[float]
+    dist: Dist | None = None
+
+
 class Learner:
     """A model, one optimizer for its dense parameters and one for its tables, and their learning rates."""
 
-    def __init__(self, config: TrainConfig, info: DatasetInfo, total_steps: int):
-        """Everything as it is at step 0. ConfigError, ModelError for options that do not exist."""
-        self.model = new_model(config, info)
+    def __init__(self, config: TrainConfig, info: DatasetInfo, total_steps: int, comm: Comm | None = None):
+        """Everything as it is at step 0. ConfigError, ModelError for options that do not exist.
+
+        comm: the ranks that learn together; where there are several, methods are collective.
+        """
+        self.comm = comm or LocalComm()
+        self.model = placed_model(config, info, self.comm)
+        self.sharded = self.model if isinstance(self.model, ShardedModel) else None
+        self.channel = self.comm.duplicate()  # for shares, which are made ahead
         slice_size = config.train.slice_size
         self.fast = compile(self.model, slice_size=slice_size) if config.train.compile else self.model
         self.dense_optimizer, self.row_optimizer = _optimizers(self.model, config)
@@ -77,28 +118,92 @@ class Learner:
         """What multiplies the base learning rates at `step`."""
         return self.schedule(step) * self.plateau.factor
 
+    def shares(self, batches: Iterator[Batch]) -> Generator[Share, None, None]:
+        """Of each batch the share to learn from, made one ahead where ranks have to talk about it."""
+        if self.comm.size == 1 or (self.sharded is not None and not self.sharded.may_run_ahead):
+            return (self.share(batch) for batch in batches)
+
+        def make() -> Share | None:
+            batch = next(batches, None)
+            return None if batch is None else self.share(batch)
+
+        return one_ahead(make)
+
+    def share(self, batch: Batch) -> Share:
+        """The rank's part of a batch as the share to learn from."""
+        weights = slice_weights(batch, self._slice_size(batch))
+        if self.sharded is None:
+            return Share(batch, weights)
+        dist = self.sharded.input_dist(batch.sparse)
+        if batch.weights is None:  # the same on all ranks
+            return Share(batch, weights * self.comm.size, dist)
+        return Share(batch, list(chain(*all_numbers(self.channel, weights))), dist)
+
     def step(self, batch: Batch, step: int) -> float:
         """Learn from one batch -> its mean loss before that. TrainingError, and no update, if not finite."""
-        loss, grads = loss_and_gradients(self.fast, batch, step, self.options)
-        check_finite(loss, grads, step)
-        for optimizer, base in zip(self.optimizers, self.base_lr, strict=True):
-            optimizer.lr = base * self.factor(step)
-        apply_gradients(grads, self.optimizers, self.options)
+        return self.learn(self.share(batch), step)
+
+    def learn(self, share: Share, step: int) -> float:
+        """Learn from one batch -> its mean loss before that. TrainingError, and no update, if not finite."""
+        total = total_weight(share.weights, step)
+        losses, grads = self._losses_and_gradients(share, step, total)
+        found = all_numbers(self.comm, [are_finite(grads), *losses])
+        loss = math.fsum(chain(*(losses for _, *losses in found))) / total
+        check_finite(loss, all(finite for finite, *_ in found), step)
+        with span("update"):
+            for optimizer, base in zip(self.optimizers, self.base_lr, strict=True):
+                optimizer.lr = base * self.factor(step)
+            apply_gradients(grads, self.optimizers, self.options, self.sharded)
         return loss
+
+    def _losses_and_gradients(self, share: Share, step: int, total: float) -> tuple[list[float], Gradients]:
+        """(summed loss of each of this rank's slices, gradient of the whole batch's mean loss)."""
+        batch, takes = share.batch, None
+        if self.sharded is not None and share.dist is not None:
+            batch = looked_up(batch, self.sharded, share.dist)
+        parts = slices(batch, self._slice_size(batch))
+        if self.sharded is not None and (reduction := self.sharded.reduction(len(parts))):
+            takes = reduction.take
+        first = self.comm.rank * len(parts)
+        with span("compute"):
+            losses, found = losses_and_gradients(
+                self.fast, parts, step, self.options, total, first=first, takes=takes
+            )
+            grads = sum_of_slices(found)
+        return losses, grads if self.sharded is None else self.sharded.exchange(grads)
+
+    def _slice_size(self, batch: Batch) -> int:
+        """Samples of a slice; a model that couples samples gets the batch as one."""
+        return batch.batch_size if self.fast.needs_whole_batch else self.options.slice_size
+
+    def synchronize(self) -> None:
+        """Make groups of replicas equal, where there are any."""
+        if self.sharded is not None:
+            self.sharded.synchronize(self.optimizers)
 
     def content(self, progress: Mapping[str, Any]) -> Content:
         """All that a checkpoint holds, as views of live memory."""
+        self.synchronize()
         state = {
             "progress": progress,
             "optimizer_steps": [optimizer.steps for optimizer in self.optimizers],
             "plateau": self.plateau.state_dict(),
         }
-        return Content(state, self._dense(), self._arrays())
+        with self._whole():
+            dense = {name: array.copy() for name, array in dense_state(self.model).items()}
+        kept = {f"{OPTIMIZER}{name}": array for name, array in self._dense_optimizer_state().items()}
+        return Content(state, dense | kept, self._arrays())
 
     def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Everything as it was when `checkpoint` was saved -> the `progress` it was saved with."""
-        state = checkpoint.state()
-        copy_state(checkpoint.dense(), self._dense(), str(checkpoint.path))
+        state, dense = checkpoint.state(), checkpoint.dense()
+        kept = {n.removeprefix(OPTIMIZER): a for n, a in dense.items() if n.startswith(OPTIMIZER)}
+        with self._whole():
+            _copy_dense(dense, self.model, str(checkpoint.path))
+        if self.sharded is not None:
+            self.sharded.dense.load_optimizer_state(self.dense_optimizer, kept)
+        else:
+            copy_state(kept, self._dense_optimizer_state(), str(checkpoint.path))
         checkpoint.read_into(self._arrays())
         for optimizer, steps in zip(self.optimizers, state["optimizer_steps"], strict=True):
             optimizer.steps = steps
@@ -106,18 +211,22 @@ class Learner:
         progress: dict[str, Any] = state["progress"]
         return progress
 
-    def _dense(self) -> dict[str, Array]:
-        """Dense parameters, buffers, and what the optimizer keeps about them."""
-        kept = {n: a for n, a in self.dense_optimizer.state_dict().items() if n != "steps"}
-        return _dense_state(self.model) | {f"{OPTIMIZER}{name}": array for name, array in kept.items()}
+    def _whole(self) -> AbstractContextManager[None]:
+        """Inside, the dense parameters have all their numbers."""
+        return nullcontext() if self.sharded is None else self.sharded.whole()
 
-    def _arrays(self) -> dict[str, Array]:
+    def _dense_optimizer_state(self) -> dict[str, Array]:
+        """What the dense optimizer keeps, in the shapes of the parameters."""
+        if self.sharded is not None:
+            return self.sharded.dense.optimizer_state(self.dense_optimizer)
+        return {n: a for n, a in self.dense_optimizer.state_dict().items() if n != "steps"}
+
+    def _arrays(self) -> dict[str, list[Rect]]:
         """Tables, and what the row optimizer keeps about them."""
-        return _table_arrays(self.model) | {
-            array_path("rows", f"{table.name}.{slot}"): array[table.rows]
-            for table in _tables(self.model)
-            for slot, array in self.row_optimizer.state[table.pool].items()
-        }
+        arrays = table_rects(self.model) | state_rects(self.model, self.row_optimizer)
+        if self.sharded is None or self.sharded.groups.number == 0:
+            return arrays
+        return {path: [replace(rect, writes=False) for rect in rects] for path, rects in arrays.items()}
 
 
 def features_of(info: DatasetInfo, config: TrainConfig) -> Features:
@@ -163,45 +272,48 @@ def new_model(config: TrainConfig, info: DatasetInfo) -> Module:
     return build_model(section.name, features, seed=config.train.seed, options=section.options)
 
 
-def load_model(run: RunFolder, which: str = "best") -> Module:
-    """The model of a run, with the weights of its "best" or "last" checkpoint."""
-    checkpoint, model = run.checkpoint(which), new_model(run.config(), run.dataset())
-    dense = {n: a for n, a in checkpoint.dense().items() if not n.startswith(OPTIMIZER)}
-    copy_state(dense, _dense_state(model), str(checkpoint.path))
-    checkpoint.read_into(_table_arrays(model))
+def placed_model(config: TrainConfig, info: DatasetInfo, comm: Comm) -> Module:
+    """`new_model` on the ranks of `comm`: sharded where there are several, or a plan is given. Collective."""
+    section = config.sharding
+    if comm.size == 1 and section.plan is None:
+        return new_model(config, info)
+    with planning():
+        model = new_model(config, info)
+    return shard(
+        model,
+        plan_for(section, model, comm.hosts),
+        comm,
+        bitwise=config.train.deterministic == "bitwise",
+        codecs=Codecs(section.forward, section.backward),
+        dense=section.dense,
+        replicas=Replicas(section.replica_groups, section.sync_every),
+    )
+
+
+def looked_up(batch: Batch, model: ShardedModel, dist: Dist) -> Batch:
+    """The batch with its vectors in place of its ids. Collective."""
+    looked: Any = model.look_up(dist)
+    return replace(batch, sparse=looked)
+
+
+def load_model(run: RunFolder, which: str = "best", comm: Comm | None = None) -> Module:
+    """The model of a run, with the weights of its "best" or "last" checkpoint.
+
+    comm: the ranks that share its tables; by the kinds of its config, since a plan is for one number of them.
+    """
+    checkpoint, config = run.checkpoint(which), run.config()
+    section = ShardingSection(default=config.sharding.default, tables=config.sharding.tables)
+    placed = config.model_copy(update={"sharding": section})
+    model = placed_model(placed, run.dataset(), comm or LocalComm())
+    _copy_dense(checkpoint.dense(), model, str(checkpoint.path))
+    checkpoint.read_into(table_rects(model))
     return model
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """An embedding table: its name in the model's state, its array, the name of its pool, its rows there."""
-
-    name: str
-    array: Array
-    pool: str
-    rows: slice
-
-
-def _tables(model: Module) -> list[Table]:
-    """Every table: the entries of the model's state that are rows of a pool."""
-    pools = {name: p.data for name, p in model.named_parameters() if isinstance(p, Pool)}
-    found = []
-    for name, array in model.state_dict().items():
-        for pool, stack in pools.items():
-            if np.may_share_memory(array, stack):
-                first = (array.ctypes.data - stack.ctypes.data) // stack.strides[0]
-                found.append(Table(name, array, pool, slice(first, first + len(array))))
-    return found
-
-
-def _table_arrays(model: Module) -> dict[str, Array]:
-    return {array_path("tables", table.name): table.array for table in _tables(model)}
-
-
-def _dense_state(model: Module) -> dict[str, Array]:
-    """Dense parameters and buffers: what is no table."""
-    tables = {table.name for table in _tables(model)}
-    return {name: array for name, array in model.state_dict().items() if name not in tables}
+def _copy_dense(saved: Mapping[str, Array], model: Module, where: str) -> None:
+    """The dense parameters and buffers of a checkpoint into the model."""
+    dense = {name: array for name, array in saved.items() if not name.startswith(OPTIMIZER)}
+    copy_state(dense, dense_state(model), where)
 
 
 def _optimizers(model: Module, config: TrainConfig) -> tuple[optim.Optimizer, RowOptimizer]:

@@ -2,6 +2,9 @@
 
 All that the loop remembers is a `State` of numbers. With the arrays of the `Learner` it is the whole truth: a
 run that continues from a checkpoint computes the same bits as one that was never interrupted.
+
+Several ranks run the same loop, each on its part of every batch. What one of them sees alone (a signal, the
+clock) becomes a decision of all; rank 0 writes the run folder.
 """
 
 from __future__ import annotations
@@ -9,26 +12,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
 
 from tesserec.autograd.workers import one_thread_blas, set_num_threads
-from tesserec.dataio.batch import Batch
 from tesserec.dataio.config import ConfigError
 from tesserec.dataio.dataset import DataError, Dataset
 from tesserec.dataio.stream import num_batches, read_batches
 from tesserec.embeddings.collection import unseen_ids
+from tesserec.sharding.comm import Comm, LocalComm
+from tesserec.sharding.timeline import span
+from tesserec.sharding.watchdog import patience
 from tesserec.train.checkpoint import (
     checkpoint_folder,
     checkpoint_steps,
     remove_checkpoint,
     save_checkpoint,
 )
-from tesserec.train.config import TrainConfig
+from tesserec.train.config import TrainConfig, check_ranks
 from tesserec.train.evaluate import evaluate_split
-from tesserec.train.learner import Learner, tolerant_features
+from tesserec.train.learner import Learner, Share, tolerant_features
 from tesserec.train.memory import run_memory
+from tesserec.train.pipeline import Recording
+from tesserec.train.ranks import on_first_rank
 from tesserec.train.run import Journal, find_run, without_nan
 from tesserec.train.step import TrainingError
 
@@ -87,42 +98,57 @@ class Trainer:
         overwrite: bool = False,
         watcher: Watcher | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        comm: Comm | None = None,
+        timeline: Path | None = None,
     ):
         """Checks everything and builds the model; writes nothing. MemoryLimitError if its tables cannot fit.
 
         resume: go on with the run in `config.output`, if there is one. overwrite: replace it. should_stop:
-        asked after each step and each batch of a validation; when True, `fit` saves and raises Interrupted.
+        asked after each step and each batch of a validation; when True on any rank, `fit` saves and raises
+        Interrupted. comm: the ranks that train together; each makes a Trainer of the same config and calls
+        `fit`. timeline: a file for what they do when in some of the first steps; see `Recording`.
         """
-        self.config, self.settings = config, config.train
+        self.config, self.settings, self.comm = config, config.train, comm or LocalComm()
+        check_ranks(config, self.comm.size)
         self.dataset = Dataset.open(config.data.path)
-        self.run, self.resuming = find_run(config, self.dataset, resume=resume, overwrite=overwrite)
+        self.run, self.resuming = on_first_rank(
+            self.comm, lambda: find_run(config, self.dataset, resume=resume, overwrite=overwrite)
+        )
         _check_validation(self.dataset, config)
         self.watcher, self.should_stop = watcher or Watcher(), should_stop
+        self.recording = Recording(timeline, self.comm) if timeline else None
         self.batches_per_epoch = _batches_per_epoch(self.dataset, config)
         self.total_steps = _total_steps(config, self.batches_per_epoch)
         if self.settings.threads:
             set_num_threads(self.settings.threads)
-        run_memory(config, self.dataset).check()
-        self.learner = Learner(config, self.dataset.info, self.total_steps)
+        run_memory(config, self.dataset, self.comm.hosts, self.comm.rank).check()
+        with patience("making the model"):
+            self.learner = Learner(config, self.dataset.info, self.total_steps, self.comm)
         self.state = State()
+        self._beginning = ExitStack()  # until the first step is done, which may compile kernels
         self._unsaved, self._saved_at = True, time.monotonic()
 
     def fit(self) -> State:
         """Train to the end, from the start or the last checkpoint. Raises Interrupted, TrainingError."""
         if not self.resuming:
-            self.run.begin(self.config, self.dataset)
-        with self.run.locked(), one_thread_blas():
+            self._on_first_rank(lambda: self.run.begin(self.config, self.dataset))
+        with ExitStack() as stack:
+            self._on_first_rank(lambda: stack.enter_context(self.run.locked()))
+            stack.enter_context(one_thread_blas())
             if self.resuming:
                 self._restore()
             self.watcher.started(self.state, self.total_steps)
-            self.journal = Journal(self.run.metrics, self.state.journal)
-            with closing(self.journal):
-                if self.state.step:
-                    self._duties()  # a run that was stopped while validating does so now
-                while not self.finished():
-                    self._epoch()
-                if self._unsaved or self.state.finished != self.finished():
-                    self._save()
+            self.journal = Journal(self.run.metrics if self.comm.rank == 0 else None, self.state.journal)
+            stack.enter_context(closing(self.journal))
+            stack.enter_context(self._beginning).enter_context(patience("the first step"))
+            if self.state.step:
+                self._duties()  # a run that was stopped while validating does so now
+            while not self.finished():
+                self._epoch()
+            if self._unsaved or self.state.finished != self.finished():
+                self._save()
+            if self.recording:
+                self.recording.finish()
         return self.state
 
     def finished(self) -> str:
@@ -136,11 +162,15 @@ class Trainer:
 
     def _epoch(self) -> None:
         """The rest of the current epoch."""
-        with closing(self._batches()) as batches:
+        with closing(self._batches()) as batches, closing(self.learner.shares(batches)) as shares:
             start = time.perf_counter()
-            for batch in batches:
-                self._learn(batch)
+            for share in shares:
+                with span("step"):
+                    self._learn(share)
+                self._beginning.close()
                 self.state.seconds += time.perf_counter() - start
+                if self.recording:
+                    self.recording.step()
                 self._duties()
                 if self.finished():
                     break
@@ -156,14 +186,18 @@ class Trainer:
             epoch=self.state.epoch,
             shuffle=data.shuffle,
             skip=self.state.batch,
+            rank=self.comm.rank,
+            size=self.comm.size,
+            streams=data.streams,
             unseen=tolerant_features(self.dataset.info, self.config),
+            around=partial(span, "read"),
         )
 
-    def _learn(self, batch: Batch) -> None:
+    def _learn(self, share: Share) -> None:
         """One step and its place in the log."""
         state = self.state
         try:
-            loss = self.learner.step(batch, state.step)
+            loss = self.learner.learn(share, state.step)
         except TrainingError as error:
             raise TrainingError(f"epoch {state.epoch}, batch {state.batch}, {error}") from None
         self._unsaved = True
@@ -171,7 +205,7 @@ class Trainer:
         state.batch += 1
         if state.batch == self.batches_per_epoch:
             state.epoch, state.batch = state.epoch + 1, 0
-        state.samples += batch.batch_size
+        state.samples += self.config.data.batch_size
         state.loss_sum += loss
         state.loss_steps += 1
         if state.step % self.settings.log_every == 0:
@@ -195,11 +229,18 @@ class Trainer:
         """What is due at this step besides learning. Saving is last, so that it includes the rest."""
         split = self.config.data.valid
         improved = split is not None and self._validation_is_due() and self._validate(split)
-        stop = self.should_stop()
-        if improved or stop or self._checkpoint_is_due():
-            self._save()
+        stop, late = self._anywhere(self.should_stop(), self._saving_is_late())
         if stop:
-            raise Interrupted
+            self._stop()
+        if improved or late or self._checkpoint_is_due():
+            self._save()
+
+    def _stop(self) -> NoReturn:
+        """Save and leave, on all ranks."""
+        self._save()
+        if self.recording:
+            self.recording.finish()
+        raise Interrupted
 
     def _validation_is_due(self) -> bool:
         state, every = self.state, self.settings.validate_every
@@ -209,26 +250,41 @@ class Trainer:
         return in_steps or state.batch == 0 or bool(self.finished())
 
     def _checkpoint_is_due(self) -> bool:
-        every, seconds = self.settings.checkpoint_every, self.settings.checkpoint_seconds
-        if not self._unsaved:
-            return False
-        in_steps = every is not None and self.state.step % every == 0
-        return in_steps or (seconds is not None and time.monotonic() - self._saved_at >= seconds)
+        every = self.settings.checkpoint_every
+        return self._unsaved and every is not None and self.state.step % every == 0
+
+    def _saving_is_late(self) -> bool:
+        """Whether it is time to save, by the clock of this rank."""
+        seconds = self.settings.checkpoint_seconds
+        return self._unsaved and seconds is not None and time.monotonic() - self._saved_at >= seconds
+
+    def _anywhere(self, *flags: bool) -> list[bool]:
+        """Which of the flags are set on any rank. Collective."""
+        return [bool(flag) for flag in self.comm.all_reduce(np.array(flags, np.int64), "max")]
+
+    def _on_first_rank(self, call: Callable[[], None]) -> None:
+        on_first_rank(self.comm, call)
 
     def _while_validating(self, rows: int) -> None:
-        self.watcher.validating(rows)
-        if self.should_stop():
+        self.watcher.validating(rows * self.comm.size)
+        if any(self._anywhere(self.should_stop())):
             unseen_ids(self.learner.model, reset=True)  # this validation will begin anew
-            self._save()
-            raise Interrupted
+            self._stop()
 
     def _validate(self, split: str) -> bool:
         """Measure the model on the validation split -> whether it is the best so far."""
         state, name = self.state, self.settings.monitored
         self._note_unseen()
-        metrics = evaluate_split(
-            self.learner.model, self.dataset, split, self.config, each=self._while_validating
-        )["model"]
+        self.learner.synchronize()
+        with span("validation"):
+            metrics = evaluate_split(
+                self.learner.model,
+                self.dataset,
+                split,
+                self.config,
+                each=self._while_validating,
+                comm=self.comm,
+            )["model"]
         value = metrics[name]
         if math.isnan(value):
             raise DataError(
@@ -261,17 +317,18 @@ class Trainer:
         state, start = self.state, time.monotonic()
         self._note_unseen()
         state.journal, state.finished = self.journal.sync(), self.finished()
-        save_checkpoint(
-            checkpoint_folder(self.run.checkpoints, state.step), self.learner.content(asdict(state))
-        )
-        self._prune()
+        folder = checkpoint_folder(self.run.checkpoints, state.step)
+        with span("checkpoint"):
+            save_checkpoint(folder, self.learner.content(asdict(state)), self.comm)
+        self._on_first_rank(self._prune)
         self._unsaved, self._saved_at = False, time.monotonic()
         self.watcher.saved(state.step, self._saved_at - start)
 
     def _note_unseen(self) -> None:
         """Move the model's counts of unseen ids to the state."""
-        for feature, count in unseen_ids(self.learner.model, reset=True).items():
-            self.state.unseen[feature] = self.state.unseen.get(feature, 0) + count
+        for counts in self.comm.gather_objects(unseen_ids(self.learner.model, reset=True)):
+            for feature, count in counts.items():
+                self.state.unseen[feature] = self.state.unseen.get(feature, 0) + count
 
     def _prune(self) -> None:
         """Remove all checkpoints but the last and the best."""
@@ -281,11 +338,11 @@ class Trainer:
 
     def _restore(self) -> None:
         """Continue from the last checkpoint, if there is one."""
-        self.run.begin_again(self.config)
+        self._on_first_rank(lambda: self.run.begin_again(self.config))
         last = self.run.last()
         if last is not None:
             self.state = State(**self.learner.restore(last))
-            self._prune()  # a process that was killed after saving did not
+            self._on_first_rank(self._prune)  # a process that was killed after saving did not
             self._unsaved = False
 
 
@@ -299,7 +356,7 @@ def _check_validation(dataset: Dataset, config: TrainConfig) -> None:
 
 def _batches_per_epoch(dataset: Dataset, config: TrainConfig) -> int:
     data = config.data
-    count = num_batches(dataset, data.train, data.batch_size)
+    count = num_batches(dataset, data.train, data.batch_size, streams=data.streams)
     if not count:
         rows = dataset.split(data.train).rows
         raise ConfigError(

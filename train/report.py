@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from tesserec.autograd.workers import num_threads
 from tesserec.dataio.atomic import atomic_file
 from tesserec.embeddings.pool import Pool
+from tesserec.sharding.model import table_shapes
 from tesserec.train.loop import Trainer
 from tesserec.train.run import read_journal
 
@@ -126,10 +128,8 @@ def write_outcome(trainer: Trainer) -> dict[str, Any]:
 
 def outcome(trainer: Trainer) -> dict[str, Any]:
     """What a run came to, as JSON values."""
-    state, model = trainer.state, trainer.learner.model
-    sizes = {isinstance(p, Pool): 0 for p in model.parameters()}
-    for parameter in model.parameters():
-        sizes[isinstance(parameter, Pool)] += parameter.size
+    state, model, sharded = trainer.state, trainer.learner.model, trainer.learner.sharded
+    whole = model if sharded is None else sharded.model
     return {
         "model": trainer.config.model.name,
         "data": trainer.dataset.info.name,
@@ -139,8 +139,9 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
         "samples": state.samples,
         "training_seconds": state.seconds,
         "samples_per_second": state.samples / state.seconds if state.seconds else None,
-        "dense_parameters": sizes.get(False, 0),
-        "embedding_parameters": sizes.get(True, 0),
+        "dense_parameters": sum(p.size for p in whole.parameters() if not isinstance(p, Pool)),
+        "embedding_parameters": sum(math.prod(shape) for shape in table_shapes(model).values()),
+        "ranks": trainer.comm.size,
         "threads": num_threads(),
         "monitored": trainer.settings.monitored,
         "unseen_ids": state.unseen,

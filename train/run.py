@@ -159,10 +159,11 @@ def _standing(run: RunFolder) -> str:
 class Journal:
     """A file of JSON lines that can be cut back to an earlier state. NaN is written as null."""
 
-    def __init__(self, path: Path, size: int = 0):
-        """Opens `path`, keeping its first `size` bytes."""
-        self._file = open(path, "ab")  # noqa: SIM115  # it lives as long as this object
-        self._file.truncate(min(size, path.stat().st_size))
+    def __init__(self, path: Path | None, size: int = 0):
+        """Opens `path`, keeping its first `size` bytes. None: what is written goes nowhere."""
+        self._file = open(path or os.devnull, "ab")  # noqa: SIM115  # it lives as long as this object
+        if path is not None:
+            self._file.truncate(min(size, path.stat().st_size))
 
     def append(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(without_nan(line)).encode() + b"\n")
@@ -170,6 +171,8 @@ class Journal:
 
     def sync(self) -> int:
         """Make the lines durable -> size in bytes."""
+        if self._file.name == os.devnull:
+            return 0
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 

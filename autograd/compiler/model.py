@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from tesserec.autograd.compiler.program import Program, Run
 from tesserec.autograd.module import Module
 from tesserec.autograd.random import open_stream, random_stream
 from tesserec.autograd.slices import sum_of_slices
-from tesserec.autograd.tensor import Array, Gradients, Node, Tensor, is_grad_enabled, recording, shared
+from tesserec.autograd.tensor import Array, Gradients, Node, Take, Tensor, is_grad_enabled, recording
 from tesserec.autograd.workers import parallel_map
 
 KEPT = 8  # programs; each has memory of its own
@@ -209,21 +209,15 @@ def _joined(runs: Sequence[Run]) -> Tensor:
     result = Tensor(runs[0].value if len(runs) == 1 else np.concatenate([run.value for run in runs]))
     leaves = runs[0].program.leaves
     if leaves:
-        back = shared(partial(_backward, runs))
         result.requires_grad = True
-        result.node = Node("compiled", leaves, [partial(_pick, back, leaf) for leaf in leaves])
+        result.node = Node("compiled", leaves, joint=partial(_backward, runs))
     return result
 
 
-def _pick(back: Callable[[Array], Gradients], leaf: Tensor, g: Array) -> Any:
-    grad = back(g).get(leaf)
-    return np.zeros_like(leaf.data) if grad is None else grad
-
-
-def _backward(runs: Sequence[Run], g: Array) -> Gradients:
-    """Each leaf's gradient, summed over the runs in their order, from that of all values."""
+def _backward(runs: Sequence[Run], g: Array, take: Take | None) -> Gradients:
+    """Each leaf's gradient, summed over the runs by the tree of slices, from that of all values."""
     if len(runs) == 1:
-        return runs[0].backward(g)
+        return runs[0].backward(g, take)
     ends = np.cumsum([len(run.value) for run in runs])
     parts = parallel_map(_backward_of_slice, list(zip(runs, np.split(g, ends[:-1]), strict=True)))
     return sum_of_slices(parts)

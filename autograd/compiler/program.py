@@ -17,7 +17,7 @@ import numpy as np
 from tesserec.autograd.compiler.builder import Builder, Kind, Lower, Slot
 from tesserec.autograd.compiler.capture import Capture
 from tesserec.autograd.random import open_stream, random_stream
-from tesserec.autograd.tensor import Array, Gradients, Tensor
+from tesserec.autograd.tensor import Array, Gradients, Take, Tensor
 
 LINE = 64  # bytes: arrays begin where a cache line does
 
@@ -51,6 +51,7 @@ class Program:
             if slot in build.grads
         ]
         self.leaves = list(dict.fromkeys([leaf for leaf, _ in self.grads] + list(build.opaque_leaves)))
+        self.finals = _finals(build, turn, self.grads)
         self.draws, self.found = build.draws, build.found
         self._settle(build, turn)
 
@@ -82,18 +83,31 @@ class Program:
             fn(*get(frame))
         return frame
 
-    def backward(self, frame: Frame, g: Array) -> Gradients:
+    def backward(self, frame: Frame, g: Array, take: Take | None = None) -> Gradients:
+        """{leaf: gradient}, but for what `take` has taken: it is offered each as soon as it is final."""
         frame[self.seed.index] = g
         for index, shape, dtype in self.fresh:
             frame[index] = np.empty(shape, dtype)
         for index, parent, view in self.late_views:
             frame[index] = view(frame[parent])
-        for fn, get in self.backward_calls:
-            fn(*get(frame))
-        grads: Gradients = {leaf: frame[index] for leaf, index in self.grads}
+        if take is None:
+            for fn, get in self.backward_calls:
+                fn(*get(frame))
+            taken = set()
+        else:
+            taken = self._offering(frame, take)
+        grads: Gradients = {leaf: frame[index] for leaf, index in self.grads if leaf not in taken}
         for leaf, grad in frame[self.found.index]:
             grads[leaf] = grads[leaf] + grad if leaf in grads else grad
         return grads
+
+    def _offering(self, frame: Frame, take: Take) -> set[Tensor]:
+        """Run the way back -> the leaves whose gradients were taken."""
+        taken = set()
+        for k, (fn, get) in enumerate(self.backward_calls):
+            fn(*get(frame))
+            taken |= {leaf for leaf, index in self.finals.get(k, ()) if take(leaf, frame[index])}
+        return taken
 
     def take(self) -> Frame:
         """A frame with all that stays the same from run to run, no other run's."""
@@ -144,13 +158,13 @@ class Run:
         if not program.leaves:
             self._release()
 
-    def backward(self, g: Array) -> Gradients:
-        """{leaf: gradient}, from that of `value`."""
+    def backward(self, g: Array, take: Take | None = None) -> Gradients:
+        """{leaf: gradient}, from that of `value`; see `Program.backward`."""
         if self.workspace is None:
             with random_stream(copy.deepcopy(self.stream)):
-                return Run(self.program, self.inputs).backward(g)
+                return Run(self.program, self.inputs).backward(g, take)
         try:
-            return self.program.backward(self.frame, g)
+            return self.program.backward(self.frame, g, take)
         finally:
             self._release()
 
@@ -161,6 +175,18 @@ class Run:
 
     def __del__(self) -> None:
         self._release()
+
+
+def _finals(
+    build: Builder, turn: int, grads: Sequence[tuple[Tensor, int]]
+) -> dict[int, list[tuple[Tensor, int]]]:
+    """{call of the way back: the leaves whose gradients are final after it, and their slots}."""
+    last = {slot.root: k for k, (_, slots) in enumerate(build.calls[turn:]) for slot in slots}
+    finals: dict[int, list[tuple[Tensor, int]]] = {}
+    for leaf, index in grads:
+        if leaf not in build.opaque_leaves:  # which are given more at the end
+            finals.setdefault(last[build.slots[index].root], []).append((leaf, index))
+    return finals
 
 
 def _plan(calls: Sequence[tuple[Any, Sequence[Slot]]]) -> tuple[dict[Slot, tuple[int, int]], int]:

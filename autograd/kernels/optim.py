@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 
-from tesserec.autograd.kernels.jit import kernel
-from tesserec.autograd.kernels.vector import pointer_like
+from tesserec.autograd.kernels.jit import inlined, kernel
+from tesserec.autograd.kernels.vector import address, pointer_like
 
-NEAR = 4096  # numbers of a sum that stay in the L1 cache while all terms are added
+NEAR = 2048  # numbers of each sum under way: all of them stay in the L1 cache
 
 
 @kernel
-def add_in_order(addresses, lo, hi, total):
-    """total[lo:hi] += each of the packed arrays of its size at `addresses`, one after the other."""
+def add_by_tree(addresses, joins, lo, hi, total):
+    """total[lo:hi] = the sum of the packed arrays of its size at `addresses`, added in the order of a tree.
+
+    joins[k]: after array k, how often the last two of the sums so far become one. `total` may be the first.
+    """
+    size = total.itemsize
+    scratch = np.empty((max(joins) + 1, NEAR), total.dtype)
+    sums = np.empty(len(joins) + 1, np.int64)  # where the sums so far lie; the first is made in total
     for start in range(lo, hi, NEAR):
-        stop = min(start + NEAR, hi)
+        n = min(NEAR, hi - start)
+        top = 0
         for k in range(addresses.shape[0]):
-            term = pointer_like(total, addresses[k])
-            for i in range(start, stop):
-                total[i] += term[i]
+            sums[top] = addresses[k] + start * size
+            for _ in range(joins[k]):
+                top -= 1
+                into = address(total) + start * size if top == 0 else address(scratch[top - 1])
+                _join(sums[top], sums[top + 1], n, into, total)
+                sums[top] = into
+            top += 1
+
+
+@inlined
+def _join(first, second, n, into, like):
+    """The n numbers at `into` = those at `first` + those at `second`; `into` may be `first`."""
+    x, y, out = pointer_like(like, first), pointer_like(like, second), pointer_like(like, into)
+    if first == into:
+        for i in range(n):
+            out[i] += y[i]
+    else:
+        for i in range(n):
+            out[i] = x[i] + y[i]
 
 
 @kernel

@@ -50,7 +50,6 @@ RANGE = np.dtype(
         ("table", np.int64),  # position of the table in its pool
         ("first_row", np.int64),  # row of the pool that holds id 0
         ("num_rows", np.int64),  # ids are below it
-        ("factor", np.float64),  # what multiplies the table's learning rate
     ]
 )
 DIGIT = 11  # bits of an id that one pass of the radix sort looks at, at most
@@ -72,7 +71,7 @@ def plan_lanes(lanes, ranges):
         if k == 0 or lane.table != lanes[k - 1].table:
             part = ranges[tables]
             part.lane, part.start, part.table = k, entries, lane.table
-            part.first_row, part.num_rows, part.factor = lane.first_row, lane.num_rows, 1
+            part.first_row, part.num_rows = lane.first_row, lane.num_rows
             tables += 1
         lanes[k].start = sources
         entries += lane.count
@@ -108,7 +107,8 @@ def _list_bags(lane, size, sources, entries, at):
     offsets, weighted, source = int64_at(lane.offsets), lane.weights != 0, lane.start
     for b in range(lane.bags):
         start, stop, grad = offsets[b], offsets[b + 1], lane.grad + b * lane.stride * size
-        share = 1 / (stop - start) if lane.mean and stop - start > 1 else 1.0
+        length = np.int64(uint32_at(lane.sizes)[b]) if lane.sizes else stop - start
+        share = 1 / length if lane.mean and length > 1 else 1.0
         if not weighted:
             sources[source].grad, sources[source].scale = grad, share
         for i in range(start, stop):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tesserec.embeddings.kernels.jit import kernel
+from tesserec.embeddings.kernels.jit import inlined, kernel
 
 ROW = np.uint64(1 << 24)  # numbers set apart for one row: widths up to 2²⁵
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -35,39 +35,52 @@ def splitmix(key, number):
 
 
 @kernel
-def fill_uniform(out, key, first_row, bound):
-    """out[r, d] uniform in [-bound, bound), for rows first_row + r. out: (n, D)."""
-    width = out.shape[1]
-    scale = np.float32(2.0) * UNIT * np.float32(bound)
-    for r in range(out.shape[0]):
-        row, base = out[np.uint64(r)], np.uint64(first_row + r) * ROW
-        for c in range(width // 2):
-            bits = splitmix(key, base + np.uint64(c))
-            row[2 * c] = np.float32(np.int32(np.int32(bits >> np.uint64(40)) - (1 << 23))) * scale
-            row[2 * c + 1] = np.float32(np.int32(np.int32(bits & LOW) - (1 << 23))) * scale
-        if width % 2:
-            bits = splitmix(key, base + np.uint64(width // 2))
-            row[width - 1] = np.float32(np.int32(np.int32(bits >> np.uint64(40)) - (1 << 23))) * scale
+def fill_uniform(out, key, first_row, first_column, bound):
+    """out[r, d] uniform in [-bound, bound), of row first_row + r, column first_column + d. out: (n, D)."""
+    _fill(out, key, first_row, first_column, False, np.float32(2.0) * UNIT * np.float32(bound))
 
 
 @kernel
-def fill_normal(out, key, first_row, std):
-    """out[r, d] from N(0, std²), for rows first_row + r. out: (n, D). Box & Muller 1958.
+def fill_normal(out, key, first_row, first_column, std):
+    """out[r, d] from N(0, std²), of row first_row + r, column first_column + d. out: (n, D)."""
+    _fill(out, key, first_row, first_column, True, np.float32(std))
 
-    The low 24 bits are an angle: 22 within an eighth of a turn to either side of an axis, 2 choose the axis.
-    """
-    width, scale = out.shape[1], np.float32(std)
+
+@inlined
+def _fill(out, key, first_row, first_column, normal, scale):
+    """Columns in pairs; the first may be the second of its pair, the last the first."""
+    odd, pair = first_column % 2, (first_column + 1) // 2
+    pairs, width = (out.shape[1] - odd) // 2, out.shape[1]
     for r in range(out.shape[0]):
-        row, base = out[np.uint64(r)], np.uint64(first_row + r) * ROW
-        for c in range(width // 2):
-            row[2 * c], row[2 * c + 1] = _two_normals(splitmix(key, base + np.uint64(c)), scale)
-        if width % 2:
-            row[width - 1], _ = _two_normals(splitmix(key, base + np.uint64(width // 2)), scale)
+        base = np.uint64(first_row + r) * ROW + np.uint64(pair)
+        row = out[np.uint64(r), odd:]
+        for c in range(pairs):
+            row[2 * c], row[2 * c + 1] = _two(normal, splitmix(key, base + np.uint64(c)), scale)
+        if odd:
+            out[r, 0] = _two(normal, splitmix(key, base - np.uint64(1)), scale)[1]
+        if odd + 2 * pairs < width:
+            out[r, width - 1] = _two(normal, splitmix(key, base + np.uint64(pairs)), scale)[0]
+
+
+@inlined
+def _two(normal, bits, scale):
+    """The numbers of a pair of columns, of 64 random bits."""
+    return _two_normals(bits, scale) if normal else _two_uniforms(bits, scale)
+
+
+@inlined
+def _two_uniforms(bits, scale):
+    """Two numbers uniform in [-2²³·scale, 2²³·scale)."""
+    first = np.float32(np.int32(np.int32(bits >> np.uint64(40)) - (1 << 23))) * scale
+    return first, np.float32(np.int32(np.int32(bits & LOW) - (1 << 23))) * scale
 
 
 @kernel
 def _two_normals(bits, scale):
-    """Two numbers from N(0, scale²), of 64 random bits."""
+    """Two numbers from N(0, scale²), of 64 random bits. Box & Muller 1958.
+
+    The low 24 bits are an angle: 22 within an eighth of a turn to either side of an axis, 2 choose the axis.
+    """
     uniform = np.float32(np.int32(np.int32(bits >> np.uint64(40)) + 1)) * UNIT
     radius = np.sqrt(np.float32(-2.0) * _log(uniform)) * scale
     angle = np.float32(np.int32(np.int32(bits & EIGHTH) - (1 << 21))) * EIGHTH_TURN

@@ -33,6 +33,8 @@ LANE = np.dtype(
         ("grad", np.int64),  # address of the output's gradient at bag 0, `column`; set on the way back
         ("stride", np.int64),  # items from one bag's gradient to the next
         ("start", np.int64),  # position of its first id among those of all lanes that are summed
+        ("turn", np.int64),  # lanes of a table are summed in the order of their turns
+        ("sizes", np.int64),  # address of uint32, what `mean` divides the gradient of a cut bag by; or 0
     ]
 )
 AHEAD = 32  # ids between the row that is asked for and the row that is read
@@ -59,6 +61,28 @@ def _pool_bags(pool, lanes, lo, hi, out, stride):
             if b + GROUP >= hi and k + 1 < lanes.shape[0]:
                 _ask_first(pool, lanes[k + 1], lo, hi)
             _pool_group(pool, lane, b, min(b + GROUP, hi), hi, out, stride)
+
+
+def pool_lanes(pool: Any, lanes: Any, lo: int, hi: int) -> None:
+    """The same for lanes with outputs of their own, at `grad`, `stride` apart, and any number of bags each.
+
+    Of the bags of all lanes, counted through, lo … hi-1.
+    """
+    _pool_lanes(pool, lanes, lo, hi)
+
+
+@kernel
+def _pool_lanes(pool, lanes, lo, hi):
+    size, first = LINE // blocks.span(blocks.block_1(pool)), 0
+    for k in range(lanes.shape[0]):
+        lane = lanes[k]
+        start, stop = max(lo - first, 0), min(hi - first, lane.bags)
+        first += lane.bags
+        if start < stop:
+            _ask_first(pool, lane, start, stop)
+        for b in range(start, stop, GROUP):
+            out = lane.grad - lane.column * size
+            _pool_group(pool, lane, b, min(b + GROUP, stop), stop, out, lane.stride * size)
 
 
 @kernel

@@ -32,6 +32,8 @@ def _pointer_to(item):
 
 int64_at = _pointer_to(types.int64)
 int32_at = _pointer_to(types.int32)
+uint8_at = _pointer_to(types.uint8)
+uint16_at = _pointer_to(types.uint16)
 uint32_at = _pointer_to(types.uint32)
 uint64_at = _pointer_to(types.uint64)
 float32_at = _pointer_to(types.float32)

@@ -20,16 +20,25 @@ from tesserec.embeddings.kernels.memory import LINE, int64_at, like_at, uint64_a
 from tesserec.embeddings.kernels.rows import noise_key
 from tesserec.embeddings.kernels.vectors import higher, itemsize, lanes, lower, sqrt
 
+TABLE = np.dtype(
+    [
+        ("factor", np.float64),  # what multiplies the table's learning rate
+        ("stream", np.uint64),  # the stream of the noise that rounds its rows
+        ("numbers", np.int64),  # address of the int64 number, in the whole table, of each id's row; or 0:
+        ("origin_row", np.int64),  # the number of the row of id 0, whom the others follow;
+        ("origin_column", np.int64),  # the column of the whole table that column 0 is
+    ]
+)
+
 
 class Common(NamedTuple):
-    """What all rules have in common. Real numbers, but for seed and step."""
+    """What all rules have in common. Real numbers, but for step."""
 
     clip: Any  # elements of the summed gradient are moved into ±clip
     decay: Any  # g += decay·w, before the formula
     fade: Any  # w -= fade·w, beside the formula
     max_norm: Any  # rows longer than this are shortened to it
-    seed: Any  # uint64, of the noise that rounds float16 and bfloat16 rows
-    step: Any  # uint64
+    step: Any  # uint64, for the noise that rounds float16 and bfloat16 rows
 
 
 class Row(NamedTuple):
@@ -42,19 +51,26 @@ class Row(NamedTuple):
     like: Any  # pointer to real numbers, for their type
     g: Any  # address of a buffer of whole vectors: the gradient, and what a formula leaves
     slots: Any  # pointer: address and bytes per row of slot 0, of slot 1, …
+    noise: Any  # key of the noise that rounds it
+    column: Any  # which of its table column 0 is
 
 
 @kernel
-def update_rows(rule, common, entries, sources, ranges, lo, hi, pool, slots):
-    """Update the rows of entries lo … hi-1. pool: (R, D) stored; slots: (S, 2) i8, see `Row`."""
+def update_rows(rule, common, entries, sources, ranges, tables, span, pool, slots):
+    """Update the rows of entries lo … hi-1, `span`. pool: (R, D) stored; slots: (S, 2) i8, see `Row`.
+
+    entries, sources, ranges: see `coalesce.py`; tables: (T,) TABLE.
+    """
     width, row_bytes, num_slots = pool.shape[1], pool.strides[0], slots.shape[0]
     ahead, buffer = look_ahead(row_bytes), np.empty(width + 2 * LINE, type(rule.lr))
     g = (buffer.ctypes.data + LINE - 1) & ~(LINE - 1)
     like, stored, state = like_at(buffer, 0), like_at(pool, 0), int64_at(slots.ctypes.data)
     entries, sources = uint64_at(entries.ctypes.data), sources.ctypes.data
     for r in range(ranges.shape[0]):
-        at, stop = max(lo, ranges[r].start), min(hi, ranges[r].stop)
-        first_row, factor = ranges[r].first_row, type(rule.lr)(ranges[r].factor)
+        at, stop = max(span[0], ranges[r].start), min(span[1], ranges[r].stop)
+        first_row, table = ranges[r].first_row, tables[ranges[r].table]
+        factor, column = type(rule.lr)(table.factor), table.origin_column
+        stream, numbers, origin = table.stream, table.numbers, table.origin_row
         asked = at
         while at < stop:
             while asked < min(at + ahead, stop):
@@ -65,8 +81,10 @@ def update_rows(rule, common, entries, sources, ranges, lo, hi, pool, slots):
                     for k in range(num_slots):
                         ask(state[2 * k] + number * state[2 * k + 1], state[2 * k + 1])
                 asked += 1
-            number, end = first_row + np.int64(entries[at] >> ID), run_end(entries, at, stop)
-            row = Row(number, width, stored, pool.ctypes.data + number * row_bytes, like, g, state)
+            place, end = np.int64(entries[at] >> ID), run_end(entries, at, stop)
+            number, w = first_row + place, pool.ctypes.data + (first_row + place) * row_bytes
+            noise = noise_key(stream, common.step, int64_at(numbers)[place] if numbers else origin + place)
+            row = Row(number, width, stored, w, like, g, state, noise, column)
             sum_run(entries, sources, at, end, like, g, width)
             _prepare(common, row)
             step = change(rule, factor * rule.lr, row)
@@ -91,10 +109,9 @@ def _subtract(common, keep, step, row):
         for c in range(0, row.width, lanes(row.like)):
             _leave(row, c, keep * _weights(row, c) - step * _gradient(row, c))
         keep, step = type(step)(0), -common.max_norm / max(np.sqrt(_square(row)), common.max_norm)
-    key = noise_key(common.seed, common.step, row.number)
     for c in range(0, row.width, lanes(row.like)):
-        w = keep * _weights(row, c) - step * _gradient(row, c)
-        vectors.store_part(row.stored, row.w + c * itemsize(row.stored), row.width - c, w, key, c)
+        address, w = row.w + c * itemsize(row.stored), keep * _weights(row, c) - step * _gradient(row, c)
+        vectors.store_part(row.stored, address, row.width - c, w, row.noise, row.column + c)
 
 
 @inlined

@@ -28,6 +28,7 @@ def weight_grads(pool, lanes, lo, hi, like, out):
         last = offsets[min(hi, lane.bags)] - 1
         for b in range(lo, min(hi, lane.bags)):
             grad, bag = lane.grad + b * lane.stride * size, offsets[b + 1] - offsets[b]
+            bag = np.int64(uint32_at(lane.sizes)[b]) if lane.sizes else bag
             share = 1 / bag if lane.mean and bag > 1 else 1.0
             for i in range(offsets[b], offsets[b + 1]):
                 due = rows + np.int64(ids[min(i + ahead, last) * step]) * row_bytes

@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from tesserec import __version__
-from tesserec.cli.console import fail
+from tesserec.cli.checkpoint import export_table, reshard, verify
+from tesserec.cli.checkpoint import inspect as inspect_checkpoint
 from tesserec.cli.data_inspect import inspect, synth
 from tesserec.cli.data_prepare import prepare, schema
 from tesserec.cli.evaluate import evaluate as evaluate_command
 from tesserec.cli.memory import memory as memory_command
 from tesserec.cli.predict import predict as predict_command
+from tesserec.cli.ranks import errors_in_one_line
 from tesserec.cli.train import train as train_command
+from tesserec.sharding.launch import in_ranks, settle
 
 app = typer.Typer(
     name="tesserec",
@@ -29,6 +32,14 @@ data = typer.Typer(name="data", help="Prepare, inspect and make data sets.", no_
 for command in (schema, prepare, inspect, synth):
     data.command(command.__name__)(command)
 app.add_typer(data)
+checkpoints = typer.Typer(
+    name="checkpoint", help="Inspect, verify and convert checkpoints.", no_args_is_help=True
+)
+checkpoints.command("inspect")(inspect_checkpoint)
+checkpoints.command("verify")(verify)
+checkpoints.command("reshard")(reshard)
+checkpoints.command("export-table")(export_table)
+app.add_typer(checkpoints)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
@@ -52,11 +63,8 @@ def options(
 
 def main() -> None:
     """Run the command line. An error of ours is a message; any other is a bug and keeps its traceback."""
+    if in_ranks():
+        settle()
     sys.path.append(os.getcwd())  # where a config's `module:Class` looks for a model of the user's own
-    try:
+    with errors_in_one_line():
         app()
-    except (ValueError, OSError) as error:
-        ours = type(error).__module__.startswith("tesserec.")
-        if not ours and not isinstance(error, OSError):
-            raise
-        fail(str(error))

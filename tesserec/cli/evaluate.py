@@ -12,7 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from tesserec.cli.console import metric_table, out, print_json
+from tesserec.cli.console import fail, metric_table, out, print_json
+from tesserec.cli.ranks import errors_in_one_line, joined
 
 if TYPE_CHECKING:
     from tesserec.autograd.module import Module
@@ -38,11 +39,19 @@ def evaluate(
         Literal["int8", "int4", "int2", "float16", "bfloat16"] | None,
         typer.Option("--tables", help="Store the tables like this, and show how far off that makes them."),
     ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option("--ranks", help="Processes that share the tables and the rows; starts MPI.", min=1),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a trained model on a split: AUC, log loss, NE, calibration, and GAUC where there are groups."""
+    from tesserec.sharding.watchdog import watch
     from tesserec.train.evaluate import evaluate_run
 
+    comm = joined(ranks)
+    if tables is not None and comm.size > 1:
+        fail("--tables is for one rank")
     found: list[Deviation] = []
 
     def convert(model: Module) -> Module:
@@ -54,9 +63,18 @@ def evaluate(
         found.extend(deviations(model, converted))
         return converted
 
-    metrics = evaluate_run(
-        run, data=data, split=split, checkpoint=checkpoint, compare=compare or (), convert=convert
-    )
+    with watch(comm), errors_in_one_line(comm):
+        metrics = evaluate_run(
+            run,
+            data=data,
+            split=split,
+            checkpoint=checkpoint,
+            compare=compare or (),
+            convert=convert,
+            comm=comm,
+        )
+    if comm.rank:
+        return
     if as_json:
         print_json(metrics | ({"tables": [asdict(table) for table in found]} if tables else {}))
         return

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tesserec.cli.console import console, metric_table, out, progress_bar
+from tesserec.cli.ranks import errors_in_one_line, joined
 
 if TYPE_CHECKING:
-    from tesserec.train.loop import State
+    from tesserec.train.loop import State, Trainer
 
 SHOWN = ("auc", "auc_histogram", "gauc", "log_loss", "ne", "calibration")
 
@@ -30,32 +32,70 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run that is there.")] = False,
+    ranks: Annotated[
+        int | None,
+        typer.Option("--ranks", help="Processes that share the tables and the batches; starts MPI.", min=1),
+    ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option("--timeline", help="Write what the first steps do when: for ui.perfetto.dev."),
+    ] = None,
 ) -> None:
     """Train a ranking model on a prepared data set.
 
     Ctrl-C finishes the step, saves, and says how to go on. The run folder holds all that `tesserec evaluate`
-    and `tesserec predict` need.
+    and `tesserec predict` need. Under an outer mpiexec or srun, its processes are the ranks.
     """
     from tesserec.dataio.config import read_config
+    from tesserec.sharding.watchdog import watch
     from tesserec.train.config import TrainConfig
-    from tesserec.train.loop import Interrupted, Trainer, Watcher
-    from tesserec.train.report import write_outcome
+    from tesserec.train.loop import Trainer
 
     settings = read_config(config, TrainConfig, overrides or ()).anchored(Path("runs") / config.stem)
+    comm = joined(ranks)
     signals: list[int] = []
-    trainer = Trainer(settings, resume=resume, overwrite=overwrite, should_stop=lambda: bool(signals))
-    with noting_signals(signals), progress_bar("train", trainer.total_steps, "steps") as update:
-        bar = _Bar(update)
-        trainer.watcher = Watcher(bar.started, bar.stepped, bar.validating, bar.validated)
+    with (
+        watch(comm, settings.sharding.timeout),
+        errors_in_one_line(comm),
+        noting_signals(signals, say=comm.rank == 0),
+    ):
+        trainer = Trainer(
+            settings,
+            resume=resume,
+            overwrite=overwrite,
+            should_stop=lambda: bool(signals),
+            comm=comm,
+            timeline=timeline,
+        )
+        stopped = fit(trainer)
+        numbers = comm.gather_objects(signals[:1])
+    if comm.rank == 0 and stopped:
+        console.print(
+            f"Stopped and saved at step {trainer.state.step:,}. To go on, add --resume to the same command."
+        )
+    if stopped:
+        comm.leave(128 + max(chain(*numbers)))
+
+
+def fit(trainer: Trainer) -> bool:
+    """Train, with a bar and a report on rank 0 -> whether it was stopped before its end. Collective."""
+    from tesserec.sharding.watchdog import patience
+    from tesserec.train.loop import Interrupted, Watcher
+    from tesserec.train.report import write_outcome
+
+    with ExitStack() as stack:
+        if trainer.comm.rank == 0:
+            bar = _Bar(stack.enter_context(progress_bar("train", trainer.total_steps, "steps")))
+            trainer.watcher = Watcher(bar.started, bar.stepped, bar.validating, bar.validated)
         with suppress(Interrupted):
             trainer.fit()
-    report = write_outcome(trainer)
-    if signals and not trainer.finished():
-        console.print(
-            f"Stopped and saved at step {report['steps']:,}. To go on, add --resume to the same command."
-        )
-        raise SystemExit(128 + signals[0])
-    _show(report)
+    stopped = not trainer.finished()
+    if trainer.comm.rank == 0:
+        with patience("the report"):
+            report = write_outcome(trainer)
+        if not stopped:
+            _show(report)
+    return stopped
 
 
 class _Bar:
@@ -97,14 +137,15 @@ class _Bar:
 
 
 @contextmanager
-def noting_signals(seen: list[int]) -> Iterator[None]:
+def noting_signals(seen: list[int], *, say: bool = True) -> Iterator[None]:
     """The first SIGINT or SIGTERM inside is only noted in `seen`; a second one leaves at once."""
 
     def note(number: int, frame: FrameType | None) -> None:
         if seen:
             raise SystemExit(128 + number)
         seen.append(number)
-        console.print("Finishing the step and saving. Once more to leave at once, without.")
+        if say:
+            console.print("Finishing the step and saving. Once more to leave at once, without.")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

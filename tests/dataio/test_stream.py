@@ -157,28 +157,62 @@ def test_skip_does_not_read_what_it_passes_over(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_ranks_share_the_rows_in_equally_many_batches(tmp_path: Path, size: int, drop_last: bool) -> None:
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+@pytest.mark.parametrize("streams", [1, 2, 6])
+def test_ranks_share_each_batch(tmp_path: Path, streams: int, size: int, drop_last: bool) -> None:
+    """What a batch holds depends on the streams and never on the ranks, also when a run is resumed."""
+    data = dataset(tmp_path)
+
+    def read(rank: int, size: int, skip: int = 0) -> list[Batch]:
+        options: dict[str, Any] = {"streams": streams, "drop_last": drop_last, "skip": skip, "epoch": 4}
+        return list(read_batches(data, "train", 60, rank=rank, size=size, **options))
+
+    if max(streams, size) % min(streams, size):
+        with pytest.raises(ValueError, match="wanted one to be a multiple of the other"):
+            read(0, size)
+        return
+    whole = read(0, 1)
+    assert len(whole) == num_batches(data, "train", 60, streams=streams, drop_last=drop_last)
+    for skip in (0, 11, 16):
+        parts = zip(*(read(rank, size, skip) for rank in range(size)), strict=True)
+        joined = [Batch.concat(part) for part in parts]
+        assert all(equal(a, b) for a, b in zip(joined, whole[skip:], strict=True))
+    for batch in whole[:-1]:
+        check_rows(batch)
+    seen = [user for batch in whole for user in users(batch)]
+    assert len(set(seen)) == len(seen) == (60 * len(whole) if drop_last else ROWS)
+
+
+def test_batches_take_evenly_from_every_stream(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    batches = list(read_batches(data, "train", 100, streams=2, shuffle=False))
+    assert [users(batch) for batch in batches] == [
+        [*range(50 * k, 50 * k + 50), *range(500 + 50 * k, 550 + 50 * k)] for k in range(10)
+    ]
+
+
+def test_streams_begin_at_whole_grains(tmp_path: Path) -> None:
+    """So evaluation cuts the same slices for any number of ranks, which see them in file order."""
+    data = dataset(tmp_path)
+    options: dict[str, Any] = {"size": 3, "streams": 3, "shuffle": False, "drop_last": False, "grain": 150}
+    parts = [list(read_batches(data, "train", 900, rank=rank, **options)) for rank in range(3)]
+    assert [sum(batch.batch_size for batch in part) for part in parts] == [300, 300, 400]
+    assert [len(part) for part in parts] == [2, 2, 2]
+    assert [user for part in parts for batch in part for user in users(batch)] == list(range(ROWS))
+
+
+def test_ranks_without_rows_get_empty_batches(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     parts = [
-        list(read_batches(data, "train", 20, epoch=4, rank=rank, size=size, drop_last=drop_last))
-        for rank in range(size)
+        list(
+            read_batches(
+                data, "train", 8000, rank=rank, size=4, streams=4, shuffle=False, drop_last=False, grain=600
+            )
+        )
+        for rank in range(4)
     ]
-    assert {len(part) for part in parts} == {num_batches(data, "train", 20, size=size, drop_last=drop_last)}
-    seen = [user for part in parts for batch in part for user in users(batch)]
-    assert len(set(seen)) == len(seen)
-    assert len(seen) == ROWS if not drop_last else len(seen) == 20 * size * len(parts[0])
-
-
-def test_a_rank_whose_rows_are_spent_gets_an_empty_batch(tmp_path: Path) -> None:
-    data = dataset(tmp_path)
-    parts = [list(read_batches(data, "train", 333, rank=r, size=3, drop_last=False)) for r in range(3)]
-    assert sorted(part[-1].batch_size for part in parts) == [0, 0, 1]
-    assert all(len(part) == 2 for part in parts)
-    resumed = [
-        list(read_batches(data, "train", 333, rank=r, size=3, drop_last=False, skip=1)) for r in range(3)
-    ]
-    assert all(equal(a[1], b[0]) for a, b in zip(parts, resumed, strict=True))
+    assert [[batch.batch_size for batch in part] for part in parts] == [[0], [600], [0], [400]]
+    assert all(len(part[0].sparse.keys) == 3 for part in parts)
 
 
 def test_select_is_a_slice_and_concat_its_inverse(tmp_path: Path) -> None:
@@ -292,11 +326,19 @@ def test_files_that_do_not_fit_the_description(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"rank": 2, "size": 2}, {"skip": -1}, {"seed": -1}, {"rank": -1}]
+    "options",
+    [
+        {"batch_size": 0},
+        {"rank": 2, "size": 2},
+        {"skip": -1},
+        {"seed": -1},
+        {"rank": -1},
+        {"batch_size": 9, "streams": 2},
+    ],
 )
 def test_impossible_arguments_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     arguments = {"batch_size": 10, **options}
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match=r"wanted|evenly"):
         read_batches(dataset(tmp_path), "train", **arguments)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from tesserec.autograd.workers import num_threads, set_num_threads
-from tesserec.embeddings import Constant, EmbeddingConfig, Normal, Pool, Uniform, XavierNormal
-from tesserec.embeddings.pool import initialize
+from tesserec.embeddings import Clamp, Constant, EmbeddingConfig, Normal, Origin, Pool, Uniform, XavierNormal
 
 random = pytest.mark.parametrize(
     "init", [Uniform(0.3), Normal(2.0), XavierNormal()], ids=lambda i: type(i).__name__
@@ -23,15 +22,31 @@ def table(name: str = "t", rows: int = 1000, width: int = 16, init: Any = None) 
 
 @random
 @pytest.mark.parametrize("width", [1, 3, 16, 33])
-def test_values_do_not_depend_on_how_rows_are_cut(init: Any, width: int) -> None:
+def test_values_do_not_depend_on_the_tables_beside(init: Any, width: int) -> None:
     config = table(width=width, init=init)
-    whole = Pool([config], seed=7).data
-    for lo, hi in ((0, 1), (13, 500), (999, 1000)):
-        piece = np.empty((hi - lo, width), np.float32)
-        initialize(piece, config, seed=7, first_row=lo)
-        assert np.array_equal(piece, whole[lo:hi])
     together = Pool([table("before", width=width), config, table("after", width=width)], seed=7)
-    assert np.array_equal(together.table("t"), whole)
+    assert np.array_equal(together.table("t"), Pool([config], seed=7).data)
+
+
+@random
+@pytest.mark.parametrize("data_type", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cols", [(0, 16), (0, 5), (3, 4), (3, 16), (5, 11), (8, 9)])
+def test_values_do_not_depend_on_how_a_table_is_cut(init: Any, data_type: Any, cols: tuple[int, int]) -> None:
+    config = replace(table(init=init), data_type=data_type)
+    origins = [Origin(config, rows, cols) for rows in ((0, 1), (13, 500), (999, 1000))]
+    pool = Pool([origin.config for origin in origins], seed=7, origins=origins)
+    whole = Pool([config], seed=7).data
+    for piece, origin in zip(pool.tables, origins, strict=True):
+        assert piece.origin is origin
+        assert np.array_equal(pool.data[piece.rows], whole[slice(*origin.rows), slice(*cols)])
+
+
+def test_a_rectangle_is_a_table_of_its_own() -> None:
+    config = EmbeddingConfig("t", 1000, 16, ("x",), unseen=Clamp(999))
+    assert Origin.whole(config).config is config
+    piece = Origin(config, (10, 30), (4, 8)).config
+    assert (piece.name, piece.num_embeddings, piece.embedding_dim) == ("t[10:30, 4:8]", 20, 4)
+    assert piece.unseen == "error" and piece.feature_names == ("x",)
 
 
 @random

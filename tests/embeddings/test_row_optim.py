@@ -18,9 +18,11 @@ from tesserec.embeddings import (
     EmbeddingBagConfig,
     KeyedJaggedTensor,
     Normal,
+    Origin,
     Pool,
     RowAdagrad,
     RowFTRL,
+    RowGrad,
     RowSGD,
 )
 from tests import naive
@@ -321,6 +323,35 @@ def test_options_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             MAKE["sgd"](pools, lr=0.1, **options)
+
+
+@every_optimizer
+def test_an_optimizer_knows_what_it_looks_at(name: str) -> None:
+    """Whether a row's update depends on other columns of it is found out by changing these."""
+    for setting, options in SETTINGS.items():
+        moved = []
+        for factor in (1, 3):
+            collection = collection_of(32)
+            pool: Any = collection.pools[0]
+            optimizer = MAKE[name]([("pool", pool)], **COMMON | OWN[name] | options)
+            for step in range(2):
+                rows, values = np.arange(5), np.random.default_rng(step).standard_normal((5, 32))
+                values[:, 16:] *= factor**step
+                pool.grad = RowGrad.from_rows(pool.bounds, rows, values.astype(np.float32))
+                optimizer.step()
+            moved.append(pool.data[:5, :16].copy())
+        looks = optimizer.looks_at()
+        assert np.array_equal(moved[0], moved[1]) == (not looks), setting
+        assert setting not in ("max_norm", "all") or {"gradient", "weights"} <= set(looks)
+        assert setting != "l2" or not looks or "weights" in looks
+
+
+def test_sharded_pools_may_lack_tables_that_others_have() -> None:
+    config = EmbeddingBagConfig("a", 10, 4, ("x",))
+    origins = [Origin(config, (5, 10), (0, 4))]
+    pool = Pool([origin.config for origin in origins], seed=0, origins=origins)
+    factors = RowSGD([("pool", pool)], lr=0.1, table_lr={"a": 0.5, "b": 2.0}).tables["pool"]["factor"]
+    assert factors.tolist() == [0.5] and RowSGD([], lr=0.1, table_lr={"b": 2.0}).pools == {}
 
 
 def test_only_pools_are_taken_and_pools_without_gradient_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,22 @@ def test_merged_parts_equal_the_whole(exact: bool) -> None:
         part.update(scores[piece], labels[piece], weights[piece], groups[piece])
         merged.merge(part)
     assert merged.compute() == pytest.approx(whole.compute(), rel=1e-12)
+
+
+@pytest.mark.parametrize("cuts", [[0, 96], [0, 32, 96], [0, 8, 48, 96]])
+def test_whole_sums_give_the_same_bits_however_they_come_together(cuts: list[int]) -> None:
+    """What ranks do: each measures some runs of `every` rows."""
+    rng = np.random.default_rng(0)
+    scores, labels = rng.standard_normal(96).astype(np.float32), rng.integers(0, 2, 96)
+    weights = rng.uniform(0.1, 9, 96).astype(np.float32)
+    merged = RankingMetrics(every=8)
+    for lo, hi in pairwise(cuts):
+        part = RankingMetrics(every=8)
+        part.update(scores[lo:hi], labels[lo:hi], weights[lo:hi])
+        merged.merge(part)
+    whole = RankingMetrics(every=8)
+    whole.update(scores, labels, weights)
+    assert merged.compute() == whole.compute()
 
 
 def test_one_class_has_no_auc() -> None:

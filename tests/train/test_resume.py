@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tesserec.autograd.workers import num_threads, set_num_threads
@@ -20,7 +21,10 @@ Train = Callable[..., Trainer]
 def everything(trainer: Trainer) -> dict[str, Any]:
     """All that a run has come to, but for the time it took."""
     content = trainer.learner.content({})
-    arrays = {**content.dense, **content.arrays}
+    large = {
+        f"{name}{r.rectangle}": np.asarray(r.array) for name, some in content.arrays.items() for r in some
+    }
+    arrays = {**content.dense, **large}
     state = trainer.state
     return {name: array.tobytes() for name, array in arrays.items()} | {
         "state": content.state,
