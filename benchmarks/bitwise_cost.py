@@ -22,7 +22,7 @@ MODES: dict[str, Line] = {"plain": {}, "bitwise": {"deterministic": "bitwise"}}
 
 
 def main() -> None:
-    args = arguments(__doc__, kinds=["row_wise", "table_wise", "column_wise", "auto"], lengths=[1, 10])
+    args = arguments(__doc__, kinds=["row_wise", "table_wise", "column_wise", "hot_cold:10000"], lengths=[1, 10])
     with Report("bitwise_cost") as report:
         for kind, length in product(args.kinds, args.lengths):
             report.add({"kind": kind, "length": length, **compare(kind, length, args.turns)})

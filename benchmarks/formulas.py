@@ -112,8 +112,8 @@ def step(plan: ShardingPlan, work: Workload, cluster: Cluster) -> Step:
         asked[shard.rank] += abroad * (ids * id_bytes(_rows(shard)) + hit * count)
         answered[shard.rank] += abroad * hit * _width(shard) * work.wire_bytes
         if holders > 1:
-            rows = distinct(ids, _rows(shard))
-            _spread(made.replicas, shard.rank, (holders - 1) * rows * (4 + 4 * _width(shard)), cluster)
+            told = told_rows(holders, ids, _rows(shard))
+            _spread(made.replicas, shard.rank, told * (4 + 4 * _width(shard)), cluster)
         if _width(shard) < work.dim and work.whole_rows:
             _tell_siblings(
                 made.columns, plan, shard, 4 * _width(shard) * distinct(ids, _rows(shard)), cluster
@@ -176,6 +176,15 @@ def memory(made: Step, work: Workload, cluster: Cluster) -> float:
 def distinct(ids: float, rows: int) -> float:
     """Expected number of distinct rows among `ids` uniform ones."""
     return float(-rows * np.expm1(-ids / rows))
+
+
+def told_rows(holders: int, ids: float, rows: int) -> float:
+    """Rows that one of the holders of a rectangle sends to others: what it touched to all of them.
+
+    Or, where that is less, to one for each row, which sums, and tells all.
+    """
+    mine, all_of_them = distinct(ids, rows), distinct(ids * holders, rows)
+    return min((holders - 1) * mine, (1 - 1 / holders) * mine + (holders - 1) / holders * all_of_them)
 
 
 def per_link(amounts: Bytes, cluster: Cluster) -> Bytes:

@@ -6,9 +6,9 @@
 Makes small synthetic data, trains once undisturbed, then again and again: SIGKILL at a moment drawn
 uniformly from what the undisturbed process took to start, for one in five, or else to train; `--resume` to
 the end, comparison of metrics.jsonl, best metrics and every table and optimizer array of the last checkpoint.
-Checkpoints are frequent, so that many kills fall into the writing of one. With several ranks one of them, drawn at random, is killed (before
-they are there, what starts them), and `ended_s` is the time until nothing is left of the others. One JSON
-line per kill, then a summary; exit status 1 if any differs.
+Checkpoints are frequent, so that many kills fall into the writing of one. With several ranks one of them,
+drawn at random, is killed (before they are there, what starts them), and `ended_s` is the time until nothing
+is left of the others. One JSON line per kill, then a summary; exit status 1 if any differs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def make_data(folder: Path, rows: int) -> None:
 def undisturbed(folder: Path, run: str, ranks: int) -> tuple[float, float]:
     """Train -> seconds until it had begun, and from then on."""
     start = time.perf_counter()
-    with subprocess.Popen(train(folder, run, ranks), stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        train(folder, run, ranks), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         wait_for_beginning(folder / run, process)
         begun = time.perf_counter()
         assert process.wait() == 0

@@ -81,7 +81,7 @@ def side(made: Hosts, sharding: Line) -> Iterator[Side]:
     with Side(python, "benchmarks.ours.sharded", env=ONE_THREAD) as ours:
         tables = {"sizes": ROWS, "length": LENGTH, "layers": LAYERS}
         ours("build", dim=DIM, optimizer="sgd", batch_size=BATCH, sharding=sharding, **tables)
-        ours("load", batches=16, ids="zipf")
+        ours("load", batches=SYNC_EVERY, ids="zipf")
         ours("ours", steps=3)
         yield ours
 
@@ -91,7 +91,7 @@ def link_bytes(sharding: Line) -> float:
     names = [f"t{k}" for k in range(len(ROWS))]
     rows, lengths = dict(zip(names, ROWS, strict=True)), dict.fromkeys(names, float(LENGTH))
     ranks = HOSTS * RANKS_PER_HOST
-    wire = 1 + 4 / DIM if sharding.get("forward") == "int8" else 4.0
+    wire = 1 + 2 / DIM if sharding.get("forward") == "int8" else 4.0
     work = Workload(rows, lengths, DIM, BATCH // ranks, wire_bytes=wire)
     dense = 2 * 4 * dense_parameters() * RANKS_PER_HOST * (1 - RANKS_PER_HOST / ranks)
     if "replica_groups" in sharding:

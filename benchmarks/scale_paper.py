@@ -50,7 +50,7 @@ def main() -> None:
     work = workload(TABLES // 16 if args.quick else TABLES, TOTAL / 16 if args.quick else TOTAL)
     with Report("scale_paper") as report:
         for name, plan in plans(work, cluster).items():
-            for wire, number_bytes in {"float32": 4.0, "float16": 2.0, "int8": 1 + 4 / DIM}.items():
+            for wire, number_bytes in {"float32": 4.0, "float16": 2.0, "int8": 1 + 2 / DIM}.items():
                 line = case(plan, replace(work, wire_bytes=number_bytes), cluster)
                 report.add({"plan": name, "wire": wire, **line})
 

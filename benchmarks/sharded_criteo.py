@@ -2,11 +2,16 @@
 
     python -m benchmarks.sharded_criteo --timeline folder
 
-From Parquet to updated tables (33.8 M rows, D 16, bottom and top 512-256, batch 2,048, SGD), labels planted
+From Parquet to updated tables (33.8 M rows, D 16, bottom and top 512-256, batch 2,048), labels planted
 (`dlrm_parquet.write_data`), so that the AUC of 131,072 other rows says something. The two ranks share two
-cores, so they cannot be faster than one process with two threads: what is asked is what sharding costs. Speed
-is that of the steps after the first 64, which compile and warm up: the difference of a long and a short run.
-`overlap` is the share of the time of input_dist, on its own thread, in which the main thread was in a step.
+cores, so they cannot be faster than one process with two threads: what is asked is what sharding costs.
+Speed is that of the steps after the first 64, which compile and warm up: the difference of a long and a
+short run. `overlap` is the share of the time of input_dist, on its own thread, in which the main thread was
+in a step.
+
+Sums of partial sums differ from whole ones in the last bit, where several ranks hold a row or a bag's rows,
+and training makes much of it: `slices of 1,024` is one rank whose sums are rounded otherwise, to compare
+with.
 """
 
 from __future__ import annotations
@@ -34,8 +39,10 @@ CONFIG = {
 WARM = 64  # steps
 RUNS: dict[str, tuple[int, Line]] = {
     "1 rank": (1, {}),
+    "1 rank, slices of 1,024": (1, {"train.slice_size": 1024}),
     "2 ranks, auto": (2, {}),
     "2 ranks, row_wise": (2, {"sharding.default": "row_wise"}),
+    "2 ranks, auto, bitwise": (2, {"train.deterministic": "bitwise"}),
 }
 
 
@@ -51,7 +58,7 @@ def main() -> None:
         folder = Path(name)
         make_data(folder, (4 if args.quick else 16) * GROUP)
         for run, (ranks, settings) in RUNS.items():
-            timeline = args.timeline.absolute() / f"timeline_{run.replace(', ', '_').replace(' ', '_')}.json"
+            timeline = args.timeline.absolute() / f"timeline {run.replace(',', '')}.json".replace(" ", "_")
             report.add({"run": run, **measure(folder, ranks, settings, timeline)})
 
 

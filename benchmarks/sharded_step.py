@@ -22,7 +22,7 @@ from benchmarks.cases import owners
 from benchmarks.dlrm_step import check_losses, first_loss, turn
 from benchmarks.harness import Line, Report, Runs, Side, arguments, milliseconds, ratio, take_turns
 
-BATCHES, STEPS = 16, 8
+BATCHES, SAMPLES = 16, 16384  # of a turn
 CASES = {"sgd": (2048, 8192), "rowwise_adagrad": (2048,)}
 TABLES = {f"C{i}": f"table_wise:{rank}" for i, rank in enumerate(owners(2), 1)}
 OURS: dict[str, tuple[int, Line]] = {  # ranks, and what they share out how
@@ -47,8 +47,8 @@ def main() -> None:
 
 def compare(runs: Runs, batch_size: int, turns: int) -> Line:
     """Milliseconds of a step, ratios to ours, our samples per second."""
-    seconds = take_turns(runs, turns)
-    line: Line = {f"{name}_ms": milliseconds(taken, STEPS) for name, taken in seconds.items()}
+    seconds, steps = take_turns(runs, turns), SAMPLES // batch_size
+    line: Line = {f"{name}_ms": milliseconds(taken, steps) for name, taken in seconds.items()}
     line |= {name: ratio(taken, seconds["ours"]) for name, taken in seconds.items() if name != "ours"}
     return line | {"samples_per_s": round(batch_size / line["ours_ms"] * 1e3)}
 
@@ -62,9 +62,10 @@ def opened(case: Mapping[str, str | int], peer_python: str | None) -> Iterator[R
         sides = {name: stack.enter_context(s) for name, s in zip([*OURS, *peers], made, strict=True)}
         methods = {name: "ours" if name in OURS else "torchrec" for name in sides}
         check_losses({name: first_loss(side, methods[name]) for name, side in sides.items()})
-        runs = {name: turn(side, methods[name], STEPS) for name, side in sides.items()}
+        steps = SAMPLES // int(case["batch_size"])
+        runs = {name: turn(side, methods[name], steps) for name, side in sides.items()}
         if peer_python:
-            runs["pipelined"] = turn(sides["torchrec"], "pipelined", STEPS)
+            runs["pipelined"] = turn(sides["torchrec"], "pipelined", steps)
         yield runs
 
 

@@ -5,11 +5,12 @@ Both are of one step: forward and backward, summed over all ranks; what a rank g
 The minimum, where bags are neither compressed nor compared with each other: for every rank's samples and each
 rectangle that another rank holds for it,
 
-- ids: those inside its rows, each in the fewest whole bytes that tell its rows apart;
+- ids: those inside its rows, each in the fewest of 1, 2, 4 bytes that tell its rows apart; `packed`: of 1, 2,
+  3, 4;
 - lengths: one byte for each touched bag, unless all bags of the table have one id;
 - vectors: width x item for each touched bag, there and, as gradients, back;
 - replicas: every holder's distinct touched rows, id and gradient, to each of the other holders, or, where it
-  is less, to one of them that sums, and the sums to all.
+  is less, to one of them that sums (they take turns by row), and the sums to all.
 
 TorchRec (1.8, `distributed/sharding`): int64 ids; an int32 length for each bag and rectangle, touched or not;
 one vector for every bag and rectangle, by all-to-all where tables are whole in rows (`tw_sharding`,
@@ -46,14 +47,17 @@ class Sent:
         return Sent(self.ids + other.ids, self.vectors + other.vectors, self.replicas + other.replicas)
 
 
-def minimum(plan: ShardingPlan, batch: Mapping[str, Ids]) -> Sent:
+def minimum(plan: ShardingPlan, batch: Mapping[str, Ids], *, packed: bool = False) -> Sent:
     """The least, for the ids of a global batch of each table, (B, L)."""
     least = Sent(0, 0)
+    widths = (1, 2, 3, 4) if packed else (1, 2, 4)
     for table, ids in batch.items():
         for rectangle, ranks in plan.rectangles(table).items():
             served = {rank: _inside(rectangle, part) for rank, part in _parts(ids, plan.num_ranks)}
-            least += _asked(rectangle, ranks, served, 0 if ids.shape[1] == 1 else 1)
-            least += _between_replicas(rectangle, ranks, served)
+            (top, bottom), _ = rectangle
+            id_bytes = next(n for n in widths if bottom - top <= 256**n)
+            least += _asked(rectangle, ranks, served, id_bytes, 0 if ids.shape[1] == 1 else 1)
+            least += _between_replicas(rectangle, ranks, served, id_bytes)
     return least
 
 
@@ -80,28 +84,29 @@ def _inside(rectangle: Rectangle, part: Ids) -> tuple[int, Ids]:
     return int(inside.any(1).sum()), part[inside]
 
 
-def _asked(rectangle: Rectangle, ranks: list[int], served: dict[int, tuple[int, Ids]], length: int) -> Sent:
-    """What ranks that do not hold the rectangle send to one that does, and get."""
-    rows, cols = rectangle
+def _asked(
+    rectangle: Rectangle, ranks: list[int], served: dict[int, tuple[int, Ids]], id_bytes: int, length: int
+) -> Sent:
+    """What ranks that do not hold the rectangle send to one that does, and get. length: bytes of one."""
+    _, cols = rectangle
     asked = [bags_ids for rank, bags_ids in served.items() if rank not in ranks]
     bags, ids = sum(bags for bags, _ in asked), sum(len(ids) for _, ids in asked)
-    return Sent(ids * _whole_bytes(rows[1] - rows[0]) + bags * length, bags * (cols[1] - cols[0]) * ITEM)
+    return Sent(ids * id_bytes + bags * length, bags * (cols[1] - cols[0]) * ITEM)
 
 
-def _between_replicas(rectangle: Rectangle, ranks: list[int], served: dict[int, tuple[int, Ids]]) -> Sent:
+def _between_replicas(
+    rectangle: Rectangle, ranks: list[int], served: dict[int, tuple[int, Ids]], id_bytes: int
+) -> Sent:
     if len(ranks) == 1:
         return Sent(0, 0)
     rows, cols = rectangle
     of_holder: dict[int, list[Ids]] = {}
     for rank, (_, ids) in served.items():
         of_holder.setdefault(rank if rank in ranks else ranks[rank % len(ranks)], []).append(ids)
-    touched = [np.unique(np.concatenate(parts)) for parts in of_holder.values()]
-    count, others = sum(map(len, touched)), len(ranks) - 1
-    union = len(np.unique(np.concatenate(touched)))
-    least = min(count * others, count * others / len(ranks) + union * others)
-    return Sent(0, 0, least * (_whole_bytes(rows[1] - rows[0]) + (cols[1] - cols[0]) * ITEM))
-
-
-def _whole_bytes(values: int) -> int:
-    """The fewest bytes that hold 0 … values - 1."""
-    return max(1, -(-(values - 1).bit_length() // 8))
+    touched = {holder: np.unique(np.concatenate(parts)) for holder, parts in of_holder.items()}
+    others, union = len(ranks) - 1, len(np.unique(np.concatenate(list(touched.values()))))
+    told = others * sum(map(len, touched.values()))
+    turns = enumerate(sorted(touched))
+    summed = sum(int(((touched[holder] - rows[0]) % len(ranks) != turn).sum()) for turn, holder in turns)
+    each = id_bytes + (cols[1] - cols[0]) * ITEM
+    return Sent(0, 0, min(told, summed + union * others) * each)

@@ -8,15 +8,18 @@ here whether it is one of several ranks before anything else.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -39,7 +42,8 @@ FOLDER, LAUNCHER = "TESSEREC_LAUNCH_FOLDER", "TESSEREC_LAUNCHER"
 TERMINALS = {1: "TESSEREC_STDOUT", 2: "TESSEREC_STDERR"}
 
 BANNER = re.compile(rb"=   BAD TERMINATION OF ONE OF YOUR")
-CAUSE = re.compile(rb"PID (\d+) RUNNING.*\(signal (\d+)\)", re.DOTALL)
+CAUSE = re.compile(rb"\(signal (\d+)\)")
+WATCHED = 200  # between looks for ranks that have come up: milliseconds
 
 
 class LaunchError(ValueError):
@@ -78,10 +82,11 @@ def launch(ranks: int, argv: Sequence[str], program: Sequence[str] = ("-m", "tes
                 start_new_session=True,  # Ctrl-C reaches the ranks through us, once
             ) as process,
             _passing_signals(process, folder),
+            _noting_deaths(folder) as dead,
         ):
             assert process.stdout is not None
             banner = _pass_on(process.stdout)
-        return _explain(banner, folder) or process.returncode
+        return _explain(banner, dead) or process.returncode
 
 
 def mpiexec() -> str:
@@ -117,7 +122,9 @@ def settle() -> None:
     rank = announced_rank()
     if FOLDER in os.environ:
         with contextlib.suppress(OSError):
-            Path(os.environ[FOLDER], str(os.getpid())).write_text(str(rank))
+            file = Path(os.environ[FOLDER], str(os.getpid()))
+            file.write_text(str(rank))
+            atexit.register(file.unlink, missing_ok=True)
     if rank > 0:
         sys.stderr = NamedLines(sys.stderr, f"rank {rank}: ")
         return
@@ -201,17 +208,49 @@ def _write(text: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _explain(banner: bytes, folder: Path) -> int:
+@contextlib.contextmanager
+def _noting_deaths(folder: Path) -> Iterator[list[str]]:
+    """Fills, by the end, the list with the ranks whose processes were killed first; as a rule, one."""
+    dead: list[str] = []
+    ended = threading.Event()
+    thread = threading.Thread(target=_note_deaths, args=(folder, dead, ended), daemon=True)
+    if sys.platform == "linux":
+        thread.start()
+    try:
+        yield dead
+    finally:
+        ended.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def _note_deaths(folder: Path, dead: list[str], ended: threading.Event) -> None:
+    """mpiexec kills the others within milliseconds, and says the number of one of them, not always the first."""
+    poll, files = select.poll(), dict[int, Path]()
+    while not dead and (files or not ended.is_set()):
+        for file in set(folder.iterdir()) - set(files.values()):
+            with contextlib.suppress(ProcessLookupError):
+                number = os.pidfd_open(int(file.name))
+                files[number] = file
+                poll.register(number)
+        for number, _ in poll.poll(WATCHED):
+            poll.unregister(number)
+            os.close(number)
+            with contextlib.suppress(FileNotFoundError):  # it ended by itself
+                dead.append(files.pop(number).read_text())
+    for number in files:
+        os.close(number)
+
+
+def _explain(banner: bytes, dead: Sequence[str]) -> int:
     """Say which rank was killed before it could say a word: -> the job's exit status, 0 if none was."""
     cause = CAUSE.search(banner)
     if cause is None:
         return 0
-    pid, number = int(cause[1]), int(cause[2])
-    file = folder / str(pid)
-    rank = f"rank {file.read_text()}" if file.exists() else "a rank"
+    number = int(cause[1])
     hint = ": the machine was short of memory, or somebody did it" if number == signal.SIGKILL else ""
-    how = f"was killed by {signal.Signals(number).name}{hint}"
-    print(f"{rank}: its process ({pid}) {how}", file=sys.stderr, flush=True)
+    rank = f"rank {' or '.join(sorted(dead))}" if dead else "a rank"
+    print(f"{rank}: was killed by {signal.Signals(number).name}{hint}", file=sys.stderr, flush=True)
     return 128 + number
 
 

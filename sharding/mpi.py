@@ -24,10 +24,11 @@ LONGEST = 1 << 30
 # Gathered arrays go through MPI's own collective up to here, which needs fewer messages, and directly above:
 # bytes of all ranks.
 SMALL = 16 << 10
-# A thread that waits polls for AWAKE, and then sleeps between polls, longer and longer: seconds. Yielding
-# instead costs a scheduler's slice each time where ranks share cores with computing threads (all_to_all of
-# 100 kB, 2 ranks with a computing thread each on 2 busy cores: mean 12 ms, and 3 ms with this).
-AWAKE = 1e-4
+# A thread that waits polls for AWAKE, and then sleeps between polls, longer and longer; it is awake again
+# after a poll of more than WORKED, which has moved bytes. Seconds. Yielding instead of sleeping costs a
+# scheduler's slice each time where ranks share cores with computing threads (all_to_all of 100 kB, 2 ranks
+# with a computing thread each on 2 busy cores: mean 12 ms, and 3 ms with this).
+AWAKE, WORKED = 1e-4, 5e-5
 PAUSES = (10e-6, 300e-6)
 # What a rank wrote last is passed on by its launcher, which ends with the job: seconds that takes at most.
 HEARD = 0.2
@@ -124,21 +125,14 @@ class MpiComm(Comm):
         self._wait("broadcast", [self._mpi.Ibcast(part, root) for part in _messages(flat)])
 
     def _wait(self, call: str, requests: list[Any]) -> list[Any]:
-        """The statuses of `requests`, when all are done.
-
-        Neither spins against ranks that share its core, nor keeps the interpreter from other threads.
-        """
+        """The statuses of `requests`, when all are done."""
         MPI = _mpi()
         while len(self._statuses) < len(requests):
             self._statuses.append(MPI.Status())
         statuses = self._statuses[: len(requests)]
         try:
             with pulse.waiting(call):
-                asleep, pause = time.perf_counter() + AWAKE, PAUSES[0]
-                while not MPI.Request.Testall(requests, statuses):
-                    if time.perf_counter() > asleep:
-                        time.sleep(pause)
-                        pause = min(1.5 * pause, PAUSES[1])
+                _poll(requests, statuses)
         except MPI.Exception as error:
             raise PeerError(f"rank {self.rank}: {call}: MPI says: {error}") from error
         return statuses
@@ -185,6 +179,24 @@ class Mailbox:
         for request in self._posted.values():
             request.wait()
         self._posted.clear()
+
+
+def _poll(requests: list[Any], statuses: list[Any]) -> None:
+    """Come back when all requests are done.
+
+    Neither spins against ranks that share its core, nor keeps the interpreter from other threads.
+    """
+    test, pause, begun = _mpi().Request.Testall, PAUSES[0], time.perf_counter()
+    before = begun
+    while not test(requests, statuses):
+        now = time.perf_counter()
+        if now - before > WORKED:
+            pause, begun = PAUSES[0], now
+        elif now - begun > AWAKE:
+            time.sleep(pause)
+            pause = min(1.2 * pause, PAUSES[1])
+            now = time.perf_counter()
+        before = now
 
 
 def _tag_text(tag: int) -> str:

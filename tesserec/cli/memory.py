@@ -26,6 +26,9 @@ def memory(
             "--set", metavar="KEY=VALUE", help="Override a key, such as data.batch_size=4096; repeatable."
         ),
     ] = None,
+    ranks: Annotated[
+        int, typer.Option("--ranks", help="Show the fullest of so many ranks on this machine.", min=1)
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what the tables of a training run take in memory: rows, optimizer state, workspace of a batch.
@@ -34,11 +37,14 @@ def memory(
     """
     from tesserec.dataio.config import read_config
     from tesserec.dataio.dataset import Dataset
-    from tesserec.train.config import TrainConfig
+    from tesserec.train.config import TrainConfig, check_ranks
     from tesserec.train.memory import run_memory
 
     settings = read_config(config, TrainConfig, overrides or ())
-    report = run_memory(settings, Dataset.open(settings.data.path))
+    check_ranks(settings, ranks)
+    dataset = Dataset.open(settings.data.path)
+    reports = [run_memory(settings, dataset, (0,) * ranks, rank) for rank in range(ranks)]
+    report = max(reports, key=lambda each: each.total_bytes)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tesserec.cli.console import fail
-from tesserec.sharding.launch import announced_rank, in_ranks, launch
+from tesserec.sharding.launch import LaunchError, announced_rank, in_ranks, launch
 
 if TYPE_CHECKING:
     from tesserec.sharding.comm import Comm
@@ -27,7 +27,7 @@ def joined(ranks: int | None) -> Comm:
     if in_ranks():
         comm = world()
         if ranks is not None and ranks != comm.size:
-            fail(f"--ranks {ranks}, but {comm.size} were started: leave the option out")
+            raise LaunchError(f"--ranks {ranks}, but {comm.size} were started: leave the option out")
         return comm
     if ranks is None or ranks == 1:
         return LocalComm()
@@ -50,21 +50,23 @@ def errors_in_one_line(comm: Comm | None = None) -> Iterator[None]:
         ours = type(error).__module__.startswith("tesserec.")
         if not ours and not isinstance(error, OSError):
             raise
-        if _rank_0_says_it(failing):
-            raise SystemExit(2) from None
-        fail(str(error))
+        if failing is None:
+            time.sleep(PAUSE if announced_rank() else 0)  # if all fail, rank 0 has ended them by then
+            fail(str(error))
+        if not _everyone_comes(failing):
+            failing.abort(f"rank {failing.rank}: error: {error}")
+        if failing.rank == 0:
+            fail(str(error))
+        raise SystemExit(2) from None
 
 
-def _rank_0_says_it(failing: Comm | None) -> bool:
-    """Whether this is not rank 0, and all other ranks fail in the same moment."""
+def _everyone_comes(comm: Comm) -> bool:
+    """Whether all ranks call this in the same moment."""
     from tesserec.sharding.background import Background
 
-    if failing is None:
-        time.sleep(PAUSE if announced_rank() else 0)  # rank 0 will have ended all
-        return False
-    everyone = Background("errors").submit(failing.barrier)
+    coming = Background("errors").submit(comm.barrier)
     try:
-        everyone.result(PAUSE)
+        coming.result(PAUSE)
     except TimeoutError:
         return False
-    return failing.rank > 0
+    return True

@@ -22,16 +22,18 @@ from tesserec.cli import app
 from tesserec.dataio.config import ConfigError
 from tesserec.dataio.dataset import Dataset
 from tesserec.sharding.comm import Comm, LocalComm, world
+from tesserec.sharding.placement import make_plan
 from tesserec.sharding.plan import PlanError
 from tesserec.sharding.threads import run_ranks
 from tesserec.train.checkpoint import Content, checkpoint_steps
-from tesserec.train.config import TrainConfig, check_ranks, differences
+from tesserec.train.config import ShardingSection, TrainConfig, check_ranks, differences
 from tesserec.train.evaluate import evaluate_run
 from tesserec.train.learner import Learner
 from tesserec.train.loop import Interrupted, State, Trainer
 from tesserec.train.memory import run_memory
 from tesserec.train.report import outcome
 from tesserec.train.run import read_journal
+from tests.train.conftest import GENRES, ITEMS, USERS
 
 Stop = Callable[[Comm, State], bool]
 Train = Callable[..., Trainer]
@@ -70,7 +72,8 @@ def share(configure: Callable[..., TrainConfig]) -> Train:
 
 def loaded(trainer: Trainer) -> Content:
     """The last checkpoint of a run, in one process."""
-    learner = Learner(trainer.config, trainer.dataset.info, trainer.total_steps)
+    config = trainer.config.model_copy(update={"sharding": ShardingSection()})
+    learner = Learner(config, trainer.dataset.info, trainer.total_steps)
     last = trainer.run.last()
     assert last is not None
     return learner.content(learner.restore(last))
@@ -95,6 +98,11 @@ def alone(train: Train) -> dict[str, Any]:
     return everything(train("alone", **BITWISE))
 
 
+TABLES = {
+    "inputs.sparse.user": (USERS, 4),
+    "inputs.sparse.item": (ITEMS, 4),
+    "inputs.sparse.genres": (GENRES, 4),
+}
 KINDS = ["data_parallel", "table_wise", "row_wise", "column_wise", "grid_shard", "hot_cold:5"]
 
 
@@ -180,6 +188,13 @@ def test_groups_of_replicas_train(share: Train) -> None:
     assert trainer.state.finished and np.isfinite(losses).all()
 
 
+def test_groups_of_replicas_resume_exactly(share: Train) -> None:
+    groups: dict[str, Any] = {"sharding": {"replica_groups": 2}, "train__epochs": 2}
+    whole = everything(share("whole", 4, **groups))
+    share("run", 4, stop=lambda comm, state: state.step == 7, **groups)
+    assert everything(share("run", 4, resume=True, **groups)) == whole
+
+
 def test_the_report_is_of_the_whole_model(share: Train, train: Train) -> None:
     reports = [outcome(t) for t in (train("a", train__epochs=1), share("b", 2, train__epochs=1))]
     same = ("steps", "samples", "dense_parameters", "embedding_parameters")
@@ -193,6 +208,13 @@ def test_evaluation_in_ranks_gives_the_same_numbers(train: Train) -> None:
     alone = evaluate_run(run, **compare)
     for found in run_ranks(3, lambda comm: evaluate_run(run, **compare, comm=comm)):
         assert found == alone
+
+
+def test_ranks_without_rows_wait_for_nobody(train: Train) -> None:
+    """300 rows are three slices of 128 for four ranks."""
+    run = train(train__epochs=1, train__slice_size=128).run.path
+    alone = evaluate_run(run, split="valid")
+    assert run_ranks(4, lambda comm: evaluate_run(run, split="valid", comm=comm)) == [alone] * 4
 
 
 def test_unseen_ids_of_all_ranks_are_counted(share: Train, train: Train) -> None:
@@ -219,9 +241,22 @@ def test_ranks_that_cannot_share_the_batch(
         check_ranks(configure(**changes), ranks)
 
 
-def test_a_plan_that_does_not_fit_is_refused(configure: Any) -> None:
+def test_a_plan_that_does_not_fit_is_refused(configure: Any, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no such table"):
         train_in_ranks(configure(sharding={"tables": {"usr": "row_wise"}}), 2)
+    make_plan(TABLES, 3).save(tmp_path / "plan.json")
+    with pytest.raises(ConfigError, match=r"sharding\.plan: .*plan\.json is for 3 ranks, wanted 2"):
+        train_in_ranks(configure(sharding={"plan": str(tmp_path / "plan.json")}), 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_plan_from_a_file_changes_no_bit(
+    share: Train, alone: dict[str, Any], tmp_path: Path, ranks: int
+) -> None:
+    """One rank with a plan is sharded too, and all its rows are at home."""
+    make_plan(TABLES, ranks, default="row_wise").save(tmp_path / "plan.json")
+    trainer = share("run", ranks, sharding={"plan": str(tmp_path / "plan.json")}, **BITWISE)
+    assert trainer.learner.sharded is not None and everything(trainer) == alone
 
 
 def test_sharding_may_change_when_a_run_goes_on(configure: Any) -> None:
@@ -238,6 +273,16 @@ def test_each_rank_needs_memory_for_its_part(configure: Any) -> None:
     parts = [run_memory(config, dataset, (0, 0), rank) for rank in (0, 1)]
     assert sum(part.rows_bytes for part in parts) == pytest.approx(whole.rows_bytes, abs=4)
     assert parts[0].workspace_bytes < 0.6 * whole.workspace_bytes
+
+
+def test_the_memory_command_shows_the_fullest_rank(configure: Any, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(configure(sharding={"default": "table_wise"}).model_dump(mode="json")))
+    sizes = []
+    for ranks in ("1", "2"):
+        result = CliRunner().invoke(app, ["memory", str(path), "--ranks", ranks, "--json"])
+        sizes.append(json.loads(result.stdout)["rows_bytes"])
+    assert sizes[0] / 2 <= sizes[1] < sizes[0]
 
 
 def check_timeline(events: list[dict[str, Any]]) -> None:
