@@ -52,7 +52,7 @@ $(VENV_PEERS)/ready:
 	$(PEERS_PIP) --extra-index-url $(TORCH_CPU) 'torch==2.13.*'
 	$(PEERS_PIP) 'fbgemm-gpu-cpu==1.8.*' numpy pandas pyarrow tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 	$(PEERS_PIP) --no-deps 'torchrec==1.8.*'
-	$(VENV_PEERS)/bin/python -W ignore -c 'import benchmarks.peers.tables, benchmarks.peers.dlrm'
+	$(VENV_PEERS)/bin/python -W ignore -c 'import benchmarks.peers.tables, benchmarks.peers.dlrm, benchmarks.peers.sharded'
 	touch $@
 
 bench: $(VENV)/dev bench-peers  ## ours beside the peers, in turns: the figures of docs/benchmarks.md (QUICK=1)

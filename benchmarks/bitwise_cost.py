@@ -18,11 +18,12 @@ from benchmarks.harness import Line, Report, Side, arguments, milliseconds, rati
 from benchmarks.sharded_step import mpi, threads_of
 
 ROWS, DIM, BATCH, LAYERS, STEPS = [1_000_000] * 8, 16, 2048, (256, 64), 8
+KINDS = ("row_wise", "table_wise", "column_wise", "hot_cold:10000")
 MODES: dict[str, Line] = {"plain": {}, "bitwise": {"deterministic": "bitwise"}}
 
 
 def main() -> None:
-    args = arguments(__doc__, kinds=["row_wise", "table_wise", "column_wise", "hot_cold:10000"], lengths=[1, 10])
+    args = arguments(__doc__, kinds=KINDS, lengths=[1, 10])
     with Report("bitwise_cost") as report:
         for kind, length in product(args.kinds, args.lengths):
             report.add({"kind": kind, "length": length, **compare(kind, length, args.turns)})

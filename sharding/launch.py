@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import io
 import os
 import re
-import select
+import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import IO, TextIO
+from types import FrameType, TracebackType
+from typing import IO, Self, TextIO
 
 # Where launchers say how many ranks there are, and which this one is: hydra (MPICH, Intel MPI), Open MPI,
 # srun, flux, PALS. What Slurm says of a job, in SLURM_NTASKS, is no sign of ranks: it is there without srun
@@ -37,13 +39,14 @@ RANKS = (
     "FLUX_TASK_RANK",
     "PALS_RANKID",
 )
-# What `launch` tells its ranks: a folder for files named by process id that say the rank; the terminal.
-FOLDER, LAUNCHER = "TESSEREC_LAUNCH_FOLDER", "TESSEREC_LAUNCHER"
+# What `launch` tells its ranks: the socket where it hears of them; the terminal.
+LAUNCHER = "TESSEREC_LAUNCHER"
 TERMINALS = {1: "TESSEREC_STDOUT", 2: "TESSEREC_STDERR"}
 
 BANNER = re.compile(rb"=   BAD TERMINATION OF ONE OF YOUR")
 CAUSE = re.compile(rb"\(signal (\d+)\)")
-WATCHED = 200  # between looks for ranks that have come up: milliseconds
+BYE, LISTENING = b"bye", 0.1  # seconds
+HIGH = 255  # a file number above all that a rank opens before training
 
 
 class LaunchError(ValueError):
@@ -71,22 +74,18 @@ def launch(ranks: int, argv: Sequence[str], program: Sequence[str] = ("-m", "tes
     SIGINT and SIGTERM go on to the ranks. Raises LaunchError where there is no mpiexec.
     """
     command = [mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", *program, *argv]
-    with tempfile.TemporaryDirectory(prefix="tesserec-ranks-") as name:
-        folder = Path(name)
-        with (
-            subprocess.Popen(
-                command,
-                env=rank_environment(ranks, folder, os.environ),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C reaches the ranks through us, once
-            ) as process,
-            _passing_signals(process, folder),
-            _noting_deaths(folder) as dead,
-        ):
+    with tempfile.TemporaryDirectory(prefix="tesserec-") as folder, _Ranks(f"{folder}/ranks") as ranks_up:
+        process = subprocess.Popen(
+            command,
+            env=rank_environment(ranks, ranks_up.path, os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches the ranks through us, once
+        )
+        with process, _passing_signals(process, ranks_up):
             assert process.stdout is not None
             banner = _pass_on(process.stdout)
-        return _explain(banner, dead) or process.returncode
+    return _explain(banner, ranks_up.lost) or process.returncode
 
 
 def mpiexec() -> str:
@@ -101,12 +100,12 @@ def mpiexec() -> str:
     return found
 
 
-def rank_environment(ranks: int, folder: Path, outer: Mapping[str, str]) -> dict[str, str]:
+def rank_environment(ranks: int, launcher: str, outer: Mapping[str, str]) -> dict[str, str]:
     """The environment of a rank: its share of the cores, or TESSEREC_NUM_THREADS, and one-thread BLAS."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     inner = {"TESSEREC_NUM_THREADS": str(max(1, cores // ranks))} | dict(outer)
-    inner |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONUNBUFFERED"), "1")
-    inner |= {FOLDER: str(folder), LAUNCHER: str(os.getpid())}
+    inner |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    inner |= {LAUNCHER: launcher}
     for number, name in TERMINALS.items():
         if os.isatty(number):
             inner[name] = os.ttyname(number)
@@ -116,15 +115,12 @@ def rank_environment(ranks: int, folder: Path, outer: Mapping[str, str]) -> dict
 def settle() -> None:
     """Make this process a good rank: call it before anything is printed.
 
-    Tells `launch` its process id. Rank 0 writes to the terminal of `launch`, if that has one; lines of
+    Tells `launch` that it is there. Rank 0 writes to the terminal of `launch`, if that has one; lines of
     other ranks on standard error begin with "rank r: ".
     """
     rank = announced_rank()
-    if FOLDER in os.environ:
-        with contextlib.suppress(OSError):
-            file = Path(os.environ[FOLDER], str(os.getpid()))
-            file.write_text(str(rank))
-            atexit.register(file.unlink, missing_ok=True)
+    if LAUNCHER in os.environ:
+        _connect(rank)
     if rank > 0:
         sys.stderr = NamedLines(sys.stderr, f"rank {rank}: ")
         return
@@ -135,12 +131,29 @@ def settle() -> None:
             os.close(terminal)
 
 
+_launcher: socket.socket | None = None  # the connection to it
+
+
+def _connect(rank: int) -> None:
+    global _launcher
+    with socket.socket(socket.AF_UNIX) as plain:
+        plain.connect(os.environ[LAUNCHER])
+        # Linux closes the highest first when a process ends: so `launch` hears of it before mpiexec
+        _launcher = socket.socket(fileno=fcntl.fcntl(plain, fcntl.F_DUPFD_CLOEXEC, HIGH))
+    _launcher.send(f"{rank} {os.getpid()}".encode())
+    atexit.register(_say_goodbye)
+
+
+def _say_goodbye() -> None:
+    with contextlib.suppress(OSError):
+        if _launcher is not None:
+            _launcher.send(BYE)
+
+
 def launcher_is_gone() -> bool:
     """Whether the `launch` that started this rank has ended: nobody would hear of this rank any more."""
-    try:
-        os.kill(int(os.environ.get(LAUNCHER, os.getpid())), 0)
-    except ProcessLookupError:
-        return True
+    with contextlib.suppress(BlockingIOError):  # nothing to read: it is there
+        return _launcher is not None and _launcher.recv(1, socket.MSG_DONTWAIT) == b""
     return False
 
 
@@ -172,12 +185,11 @@ class NamedLines(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def _passing_signals(process: subprocess.Popen[bytes], folder: Path) -> Iterator[None]:
+def _passing_signals(process: subprocess.Popen[bytes], ranks: _Ranks) -> Iterator[None]:
     """SIGINT and SIGTERM go to the ranks that have come up, or else to mpiexec."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        ranks = [int(path.name) for path in folder.iterdir()]
-        for pid in ranks or [process.pid]:
+        for pid in list(ranks.pids.values()) or [process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -208,48 +220,67 @@ def _write(text: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-@contextlib.contextmanager
-def _noting_deaths(folder: Path) -> Iterator[list[str]]:
-    """Fills, by the end, the list with the ranks whose processes were killed first; as a rule, one."""
-    dead: list[str] = []
-    ended = threading.Event()
-    thread = threading.Thread(target=_note_deaths, args=(folder, dead, ended), daemon=True)
-    if sys.platform == "linux":
-        thread.start()
+class _Ranks:
+    """The ranks that have come up. Each has a connection to here, which ends when its process does.
+
+    mpiexec kills the others within milliseconds when one dies, and does not always name the right one.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.pids: dict[int, int] = {}  # of ranks that are up
+        self.lost: list[int] = []  # the first that ended without goodbye; several if at the same moment
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+
+    def __enter__(self) -> Self:
+        self._listener.bind(self.path)
+        self._listener.listen(1024)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        with selectors.DefaultSelector() as selector, contextlib.ExitStack() as sockets:
+            sockets.enter_context(self._listener)
+            selector.register(self._listener, selectors.EVENT_READ)
+            events = selector.select(LISTENING)
+            while events or not self._ended.is_set():
+                gone = []
+                for key, _ in events:
+                    if key.fileobj is self._listener:
+                        connection = sockets.enter_context(self._listener.accept()[0])
+                        rank, pid = map(int, connection.recv(64).split())
+                        selector.register(connection, selectors.EVENT_READ, (connection, rank))
+                        self.pids[rank] = pid
+                    else:
+                        connection, rank = key.data
+                        selector.unregister(connection)
+                        del self.pids[rank]
+                        gone += [rank] if _ended_badly(connection) else []
+                self.lost = self.lost or gone
+                events = selector.select(LISTENING)
+
+
+def _ended_badly(connection: socket.socket) -> bool:
     try:
-        yield dead
-    finally:
-        ended.set()
-        if thread.is_alive():
-            thread.join()
+        return connection.recv(len(BYE)) != BYE
+    except ConnectionError:
+        return True
 
 
-def _note_deaths(folder: Path, dead: list[str], ended: threading.Event) -> None:
-    """mpiexec kills the others within milliseconds, and says the number of one of them, not always the first."""
-    poll, files = select.poll(), dict[int, Path]()
-    while not dead and (files or not ended.is_set()):
-        for file in set(folder.iterdir()) - set(files.values()):
-            with contextlib.suppress(ProcessLookupError):
-                number = os.pidfd_open(int(file.name))
-                files[number] = file
-                poll.register(number)
-        for number, _ in poll.poll(WATCHED):
-            poll.unregister(number)
-            os.close(number)
-            with contextlib.suppress(FileNotFoundError):  # it ended by itself
-                dead.append(files.pop(number).read_text())
-    for number in files:
-        os.close(number)
-
-
-def _explain(banner: bytes, dead: Sequence[str]) -> int:
+def _explain(banner: bytes, lost: Sequence[int]) -> int:
     """Say which rank was killed before it could say a word: -> the job's exit status, 0 if none was."""
     cause = CAUSE.search(banner)
     if cause is None:
         return 0
     number = int(cause[1])
     hint = ": the machine was short of memory, or somebody did it" if number == signal.SIGKILL else ""
-    rank = f"rank {' or '.join(sorted(dead))}" if dead else "a rank"
+    rank = f"rank {' or '.join(map(str, sorted(lost)))}" if lost else "a rank"
     print(f"{rank}: was killed by {signal.Signals(number).name}{hint}", file=sys.stderr, flush=True)
     return 128 + number
 

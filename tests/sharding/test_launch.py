@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tesserec.sharding import launch as module
 from tesserec.sharding.launch import (
     LAUNCHER,
     RANKS,
@@ -55,12 +57,12 @@ def test_a_process_knows_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (announced_ranks(), announced_rank(), in_ranks()) == (4, 3, True)
 
 
-def test_ranks_share_the_cores(tmp_path: Path) -> None:
+def test_ranks_share_the_cores() -> None:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    inner = rank_environment(2, tmp_path, {"HOME": "/root"})
+    inner = rank_environment(2, "/tmp/ranks", {"HOME": "/root"})
     assert inner["TESSEREC_NUM_THREADS"] == str(max(1, cores // 2))
     assert inner["OPENBLAS_NUM_THREADS"] == "1" and inner["HOME"] == "/root"
-    assert rank_environment(2, tmp_path, {"TESSEREC_NUM_THREADS": "7"})["TESSEREC_NUM_THREADS"] == "7"
+    assert rank_environment(2, "/tmp/ranks", {"TESSEREC_NUM_THREADS": "7"})["TESSEREC_NUM_THREADS"] == "7"
 
 
 def test_without_mpiexec_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -114,7 +116,9 @@ def test_signals_reach_every_rank(number: signal.Signals, tmp_path: Path) -> Non
 
 def test_ranks_notice_that_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not launcher_is_gone()
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    monkeypatch.setenv(LAUNCHER, str(gone.pid))
+    here, there = socket.socketpair()
+    monkeypatch.setattr(module, "_launcher", here)
+    assert not launcher_is_gone()
+    there.close()
     assert launcher_is_gone()
+    here.close()
