@@ -23,7 +23,7 @@ from tesserec.sharding.codecs import Codecs
 from tesserec.sharding.comm import Comm
 from tesserec.sharding.exchange import Exchange
 from tesserec.sharding.plan import ShardingPlan
-from tesserec.sharding.route import Rectangle
+from tesserec.sharding.route import Holding
 from tesserec.sharding.shards import Shards
 from tesserec.sharding.slabs import AllSlabs, LookedUp
 
@@ -63,7 +63,7 @@ class ShardedEmbeddingBagCollection(EmbeddingBagCollection):
         """{table, or rectangle of it: its rows}, of what is on this rank; views."""
         return self.shards.state()
 
-    def rectangles(self) -> list[tuple[Rectangle, Array]]:
+    def rectangles(self) -> list[tuple[Holding, Array]]:
         """(which rectangle of which table, its rows) of all that is on this rank; views."""
         return self.shards.held()
 
@@ -105,7 +105,7 @@ class ShardedEmbeddingCollection(EmbeddingCollection):
         """{table, or rectangle of it: its rows}, of what is on this rank; views."""
         return self.shards.state()
 
-    def rectangles(self) -> list[tuple[Rectangle, Array]]:
+    def rectangles(self) -> list[tuple[Holding, Array]]:
         """(which rectangle of which table, its rows) of all that is on this rank; views."""
         return self.shards.held()
 

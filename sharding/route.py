@@ -19,8 +19,8 @@ _LEAST = 1 << 13  # vectors that are worth a task of their own
 
 
 @dataclass(frozen=True, slots=True)
-class Rectangle:
-    """Rows by cols of table `table`, which `ranks` hold. whole: whether these are all its rows."""
+class Holding:
+    """A rectangle, rows by cols of table `table`, and the ranks that hold it. whole: it has all the rows."""
 
     table: str
     rows: Span
@@ -53,7 +53,7 @@ class Piece:
     """
 
     reader: int
-    rectangle: Rectangle
+    rectangle: Holding
     mean: bool
     apart: bool
     raw: bool

@@ -18,7 +18,7 @@ from tesserec.embeddings.lookup import Bound
 from tesserec.embeddings.pool import Origin, Pool
 from tesserec.embeddings.table_set import Reader, TableSet
 from tesserec.sharding.plan import ShardingPlan
-from tesserec.sharding.route import Piece, Rectangle
+from tesserec.sharding.route import Holding, Piece
 
 Array = npt.NDArray[Any]
 
@@ -62,7 +62,7 @@ class Shards:
     def readers(self) -> Sequence[Reader]:
         return self.table_set.readers
 
-    def held(self) -> list[tuple[Rectangle, Array]]:
+    def held(self) -> list[tuple[Holding, Array]]:
         """(which rectangle, its rows) of all that is here; views."""
         return [
             (rectangle, self.pools[p].data[self.pools[p].tables[i].rows])
@@ -105,26 +105,26 @@ class Shards:
         return replace(bound, held=(*bound.held, counting), weights={})
 
 
-def _rectangles(plan: ShardingPlan, prefix: str, table: Any) -> list[Rectangle]:
+def _rectangles(plan: ShardingPlan, prefix: str, table: Any) -> list[Holding]:
     held = plan.rectangles(prefix + table.name)
     everything = 0, table.num_embeddings
     return [
-        Rectangle(table.name, rows, cols, tuple(ranks), rows == everything)
+        Holding(table.name, rows, cols, tuple(ranks), rows == everything)
         for (rows, cols), ranks in held.items()
     ]
 
 
 def _pools(
-    given: TableSet, rectangles: Mapping[str, Sequence[Rectangle]], rank: int
-) -> tuple[list[Pool], dict[Rectangle, tuple[int, int]]]:
+    given: TableSet, rectangles: Mapping[str, Sequence[Holding]], rank: int
+) -> tuple[list[Pool], dict[Holding, tuple[int, int]]]:
     """(the pools of what `rank` holds, {rectangle: (pool, position in it)})."""
-    kinds: dict[tuple[int, str], list[tuple[Rectangle, Origin]]] = {}
+    kinds: dict[tuple[int, str], list[tuple[Holding, Origin]]] = {}
     for table in given.tables:
         for rectangle in rectangles[table.name]:
             if rank in rectangle.ranks:
                 kind = kinds.setdefault((rectangle.width, table.data_type), [])
                 kind.append((rectangle, Origin(table, rectangle.rows, rectangle.cols)))
-    pools, place = list[Pool](), dict[Rectangle, tuple[int, int]]()
+    pools, place = list[Pool](), dict[Holding, tuple[int, int]]()
     for p, held in enumerate(kinds.values()):
         pools.append(_pool(given, [origin for _, origin in held]))
         place |= {rectangle: (p, i) for i, (rectangle, _) in enumerate(held)}

@@ -22,7 +22,7 @@ from tesserec.embeddings.rowgrad import Part, RowGrad
 from tesserec.sharding.codecs import Codec
 from tesserec.sharding.comm import Comm
 from tesserec.sharding.dist import Blocks, firsts, send_vectors
-from tesserec.sharding.route import Rectangle, bytes_for
+from tesserec.sharding.route import Holding, bytes_for
 
 Array = npt.NDArray[Any]
 Rows = tuple[Array, Array]  # ids (n,) in a rectangle, gradients (n, width)
@@ -34,7 +34,7 @@ _SKEW = 1.15
 class Place:
     """Where a rectangle is on this rank: the `position`-th table of pool `pool`."""
 
-    rectangle: Rectangle
+    rectangle: Holding
     pool: int
     position: int
 

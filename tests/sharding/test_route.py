@@ -15,14 +15,14 @@ from tesserec.embeddings.kernels.lookup import LANE
 from tesserec.embeddings.lookup import Bound
 from tesserec.sharding.comm import Comm
 from tesserec.sharding.dist import send_ids
-from tesserec.sharding.route import Piece, Rectangle, Wiring, bytes_for
+from tesserec.sharding.route import Holding, Piece, Wiring, bytes_for
 from tesserec.sharding.threads import run_ranks
 from tests import naive
 from tests.sharding.test_lookup import Array
 
 
 @st.composite
-def rectangles(draw: Any, size: int) -> list[Rectangle]:
+def rectangles(draw: Any, size: int) -> list[Holding]:
     """A table cut into bands of rows, each cut into columns or not, on any ranks."""
     height = draw(st.sampled_from([1, 7, 300, 70_000]))
     cuts = sorted({0, height, *draw(st.lists(st.integers(0, height), max_size=4))})
@@ -30,11 +30,11 @@ def rectangles(draw: Any, size: int) -> list[Rectangle]:
     for rows in pairwise(cuts):
         for cols in draw(st.sampled_from([[(0, 8)], [(0, 3), (3, 8)]])):
             ranks = tuple(sorted(draw(st.sets(st.integers(0, size - 1), min_size=1))))
-            found.append(Rectangle("t", rows, cols, ranks, rows == (0, height)))
+            found.append(Holding("t", rows, cols, ranks, rows == (0, height)))
     return found
 
 
-def piece(rectangle: Rectangle, *, mean: bool = False, apart: bool = False, raw: bool = False) -> Piece:
+def piece(rectangle: Holding, *, mean: bool = False, apart: bool = False, raw: bool = False) -> Piece:
     return Piece(0, rectangle, mean, apart, raw, 4)
 
 
@@ -116,7 +116,7 @@ def test_every_rank_has_one_way_to_every_row(data: Any, size: int, apart: bool) 
 
 
 def test_replicas_serve_themselves_and_others_in_turn() -> None:
-    shared = Rectangle("t", (0, 5), (0, 8), (1, 3), True)
+    shared = Holding("t", (0, 5), (0, 8), (1, 3), True)
     assert [shared.server(rank) for rank in range(4)] == [1, 1, 1, 3]
     assert piece(shared).targets(1) == []
     assert piece(shared).targets(2) == (1,)
