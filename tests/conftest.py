@@ -33,8 +33,11 @@ if FOLDER in os.environ:
     settings.load_profile("ranks")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ranks(*numbers, timeout=60): run the test in so many MPI ranks")
+    if FOLDER in os.environ:  # ranks must not tidy up each other's temporary folders
+        config.option.basetemp = Path(os.environ[FOLDER]) / f"own {os.getpid()}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
