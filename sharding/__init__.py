@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tesserec.sharding.dense import DenseError as DenseError
     from tesserec.sharding.dense import DenseReplicas as DenseReplicas
     from tesserec.sharding.dense import DenseShards as DenseShards
+    from tesserec.sharding.in_step import lockstep as lockstep
     from tesserec.sharding.model import ShardedModel as ShardedModel
     from tesserec.sharding.model import ShardError as ShardError
     from tesserec.sharding.model import shard as shard
@@ -48,6 +49,7 @@ _HOMES = {
     "collection": "ShardedEmbeddingBagCollection ShardedEmbeddingCollection",
     "comm": "Comm CommError LocalComm PeerError world",
     "dense": "DenseError DenseReplicas DenseShards",
+    "in_step": "lockstep",
     "model": "ShardError ShardedModel shard table_shapes",
     "placement": "make_plan",
     "plan": "PlanError Shard ShardingPlan column_wise data_parallel grid_shard hot_cold row_wise "

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tesserec.sharding.comm import Comm, LocalComm, PeerError
-from tesserec.sharding.lockstep import lockstep
+from tesserec.sharding.in_step import lockstep
 from tesserec.sharding.threads import run_ranks
 
 
