@@ -130,7 +130,7 @@ class Pool(Tensor):
         """Write bags lo … hi-1 of every lane to its columns of `out` (B, ΣD); see `kernels/lookup.py`."""
         pool_bags(self.stored, lanes, lo, hi, out)
 
-    def values(self, rows: slice) -> Array:
+    def values(self, rows: slice | npt.NDArray[np.int64]) -> Array:
         """(n, D) of type `compute_dtype`: a copy of some rows, as the numbers that they stand for."""
         stack = self.stored[rows]
         values = np.empty((len(stack), self.tables[0].config.embedding_dim), self.compute_dtype)

@@ -77,7 +77,7 @@ class QuantizedPool(Pool):
     def pool_bags(self, lanes: Array, lo: int, hi: int, out: Array) -> None:
         _KERNELS[self.bits](self.data, self.tables[0].config.embedding_dim, lanes, lo, hi, out)
 
-    def values(self, rows: slice) -> Array:
+    def values(self, rows: slice | npt.NDArray[np.int64]) -> Array:
         codes = self.data[rows]
         values = np.empty((len(codes), self.tables[0].config.embedding_dim), np.float32)
         kernels.dequantize_rows(codes, self.bits, values)

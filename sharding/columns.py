@@ -28,7 +28,7 @@ from tesserec.embeddings.rowgrad import RowGrad
 from tesserec.embeddings.spans import Span
 from tesserec.sharding.comm import Comm
 from tesserec.sharding.kernels.columns import put_rows, take_rows
-from tesserec.sharding.plan import ShardingPlan
+from tesserec.sharding.plan import ShardingPlan, server
 
 Array = npt.NDArray[Any]
 
@@ -47,16 +47,11 @@ class Band:
     def width(self) -> int:
         return max(stop for _, stop in self.pieces)
 
-    def server(self, cols: Span, rank: int) -> int:
-        """Who tells `rank` of these columns: itself if it can."""
-        ranks = self.pieces[cols]
-        return rank if rank in ranks else ranks[rank % len(ranks)]
-
     def wanted(self, source: int, target: int) -> list[Span]:
         """The columns that `source` sends to `target`."""
         if source == target or not any(target in ranks for ranks in self.pieces.values()):
             return []
-        return [cols for cols in self.pieces if self.server(cols, target) == source]
+        return [cols for cols, holders in self.pieces.items() if server(holders, target) == source]
 
 
 def split_bands(plan: ShardingPlan) -> list[Band]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tesserec.sharding.launch import announced_ranks
+from tesserec.sharding.plan import even_cut
 
 Array = npt.NDArray[Any]
 Op = Literal["sum", "max", "min"]
@@ -33,11 +34,6 @@ class CommError(ValueError):
 
 class PeerError(RuntimeError):
     """Another rank failed, or left, while this one waited for it."""
-
-
-def span(extent: int, part: int, parts: int) -> tuple[int, int]:
-    """(first, end) of even part `part` of `parts` of [0, extent)."""
-    return extent * part // parts, extent * (part + 1) // parts
 
 
 class Comm(ABC):
@@ -106,7 +102,7 @@ class Comm(ABC):
         return into, received
 
     def reduce_scatter(self, array: Array, out: Array | None = None) -> Array:
-        """This rank's even part (`span(n, rank, size)`) of the sum over ranks of (n,) arrays.
+        """This rank's even part (`even_cut(n, size)[rank]`) of the sum over ranks of (n,) arrays.
 
         Summed in the tree of `fold`. out: receives it, of array's dtype; it may be that part of `array`.
         """
@@ -126,7 +122,7 @@ class Comm(ABC):
             lengths = [len(flat)] * self.size
             every = self.all_gather(flat, lengths, self._scratch(flat, sum(lengths)))[0]
             return fold(op, cut(every, lengths), flat).reshape(array.shape)
-        spans = [span(len(flat), rank, self.size) for rank in range(self.size)]
+        spans = even_cut(len(flat), self.size)
         mine = flat[slice(*spans[self.rank])]
         self._reduce_scatter("all_reduce", flat, op, mine)
         self.all_gather(mine, [end - first for first, end in spans], flat)
@@ -188,7 +184,7 @@ class Comm(ABC):
         """Fill `flat` (n,) with rank `root`'s."""
 
     def _reduce_scatter(self, call: str, array: Array, op: Op, out: Array | None) -> Array:
-        spans = [span(len(array), rank, self.size) for rank in range(self.size)]
+        spans = even_cut(len(array), self.size)
         sources = [array[slice(*part)] for part in spans]
         mine = sources[self.rank]
         out = np.empty_like(mine) if out is None else out

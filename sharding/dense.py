@@ -27,12 +27,12 @@ from tesserec.autograd.slices import add_slices
 from tesserec.autograd.tensor import Array, Gradients, Take, Tensor
 from tesserec.sharding import timeline
 from tesserec.sharding.background import Background
-from tesserec.sharding.comm import Comm, span
+from tesserec.sharding.comm import Comm
+from tesserec.sharding.plan import Span, even_cut
 
 BUCKET_BYTES = 4 << 20
 
 Parameters = Mapping[str, Tensor]
-Span = tuple[int, int]
 
 
 class DenseError(ValueError):
@@ -180,8 +180,7 @@ class DenseShards(DenseReplicas):
 
     def _sizes(self, bucket: Bucket) -> list[int]:
         """How many of the bucket's numbers each rank has."""
-        spans = (span(bucket.size, rank, self.comm.size) for rank in range(self.comm.size))
-        return [end - first for first, end in spans]
+        return [end - first for first, end in even_cut(bucket.size, self.comm.size)]
 
     def _cut(self, bucket: Bucket, kept: Array) -> list[Array]:
         """What this rank's part of a bucket has of each parameter."""
@@ -192,7 +191,7 @@ class DenseShards(DenseReplicas):
     def _share(self, leaf: Tensor, rank: int) -> Span:
         """Which of the parameter's numbers are the rank's."""
         bucket, (first, end) = self.homes[leaf]
-        lo, hi = (min(max(at, first), end) for at in span(bucket.size, rank, self.comm.size))
+        lo, hi = (min(max(at, first), end) for at in even_cut(bucket.size, self.comm.size)[rank])
         return lo - first, hi - first
 
     def _whole(self, name: str, array: Array) -> Array:

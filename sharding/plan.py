@@ -196,6 +196,11 @@ def in_words(rectangle: Rectangle) -> str:
     return f"rows [{rows[0]}, {rows[1]}) × columns [{cols[0]}, {cols[1]})"
 
 
+def server(holders: Sequence[int], rank: int) -> int:
+    """Which of the ranks that hold a rectangle `rank` asks for it: itself if it can."""
+    return rank if rank in holders else holders[rank % len(holders)]
+
+
 def even_cut(extent: int, parts: int) -> list[Span]:
     """[0, extent) as `parts` spans whose sizes differ by at most one; some are empty where parts > extent."""
     return list(pairwise(extent * p // parts for p in range(parts + 1)))

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from tesserec.embeddings.kernels.rows import load_rows, store_rows
+from tesserec.embeddings.kernels.rows import store_rows
 from tesserec.embeddings.pool import Pool
 from tesserec.embeddings.row_optim import RowOptimizer
 from tesserec.embeddings.rowgrad import RowGrad
@@ -94,9 +94,7 @@ class Groups:
             self._average_rows(pool, state, rows[lo : lo + AT_ONCE])
 
     def _average_rows(self, pool: Pool, state: list[Array], rows: Rows) -> None:
-        stack = pool.stored[rows]
-        values = np.empty(stack.shape, pool.compute_dtype)
-        load_rows(stack, values)
+        values, stack = pool.values(rows), np.empty((len(rows), pool.shape[1]), pool.stored.dtype)
         held = [values, *(array[rows] for array in state)]
         mean = self.peers.all_reduce(np.concatenate([array.reshape(-1) for array in held])) / self.count
         parts = np.split(mean, np.cumsum([array.size for array in held])[:-1])

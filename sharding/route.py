@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from tesserec.embeddings.spans import Span, weighted_spans
 from tesserec.sharding.kernels.route import ROUTE, WIRE
+from tesserec.sharding.plan import server
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +39,7 @@ class Holding:
 
     def server(self, rank: int) -> int:
         """Whom `rank` asks for these rows: itself if it can."""
-        return rank if rank in self.ranks else self.ranks[rank % len(self.ranks)]
+        return server(self.ranks, rank)
 
 
 @dataclass(frozen=True, slots=True)

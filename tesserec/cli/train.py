@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +14,7 @@ import typer
 
 from tesserec.cli.console import console, metric_table, out, progress_bar
 from tesserec.cli.ranks import errors_in_one_line, joined
+from tesserec.sharding.launch import handling_signals
 
 if TYPE_CHECKING:
     from tesserec.train.loop import State, Trainer
@@ -147,12 +147,8 @@ def noting_signals(seen: list[int], *, say: bool = True) -> Iterator[None]:
         if say:
             console.print("Finishing the step and saving. Once more to leave at once, without.")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling_signals(note):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from tesserec.sharding import mpi
-from tesserec.sharding.comm import Comm, CommError, LocalComm, PeerError, fold, span, world
+from tesserec.sharding.comm import Comm, CommError, LocalComm, PeerError, fold, world
+from tesserec.sharding.plan import even_cut
 from tesserec.sharding.threads import run_ranks
 
 Array = npt.NDArray[Any]
@@ -66,7 +67,7 @@ def sums_have_the_bits_of_the_tree(comm: Comm) -> None:
             parts = [numbers(rank, items, dtype) for rank in range(comm.size)]
             want = tree(parts)
             assert comm.all_reduce(parts[comm.rank].copy()).tobytes() == want.tobytes()
-            first, end = span(items, comm.rank, comm.size)
+            first, end = even_cut(items, comm.size)[comm.rank]
             assert comm.reduce_scatter(parts[comm.rank]).tobytes() == want[first:end].tobytes()
             flat = parts[comm.rank].copy()
             assert comm.reduce_scatter(flat, flat[first:end]).tobytes() == want[first:end].tobytes()

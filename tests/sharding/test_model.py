@@ -40,11 +40,11 @@ from tesserec.embeddings import (
 from tesserec.models.features import Features
 from tesserec.models.registry import build_model
 from tesserec.sharding.codecs import Codecs
-from tesserec.sharding.comm import Comm, LocalComm, span, world
+from tesserec.sharding.comm import Comm, LocalComm, world
 from tesserec.sharding.dense import DenseReplicas, DenseShards
 from tesserec.sharding.model import MakeDense, ShardedModel, ShardError, shard, table_shapes
 from tesserec.sharding.placement import make_plan
-from tesserec.sharding.plan import PlanError, ShardingPlan
+from tesserec.sharding.plan import PlanError, ShardingPlan, even_cut
 from tesserec.sharding.replicas import Replicas
 from tesserec.sharding.threads import run_ranks
 
@@ -117,7 +117,7 @@ def train_sharded(model: ShardedModel, comm: Comm, fast: Module | None = None) -
     """The same steps on this rank's part of each batch -> the losses of all slices."""
     losses, made = [], optimizers(model)
     for step in range(STEPS):
-        dense, kjt, labels = part_of(global_batch(step), *span(BATCH, comm.rank, comm.size))
+        dense, kjt, labels = part_of(global_batch(step), *even_cut(BATCH, comm.size)[comm.rank])
         looked: Any = model.look_up(model.input_dist(kjt))
         reduction = model.reduction(len(labels) // SLICE)
         takes = reduction.take if reduction else None
@@ -227,7 +227,7 @@ def test_a_loop_of_ones_own_needs_no_stages(dense: Any, compiled: bool) -> None:
         model = shard(compile(model, slice_size=SLICE) if compiled else model, plan, comm, dense=dense)
         made = optimizers(model)
         for step in range(STEPS):
-            x, kjt, labels = part_of(global_batch(step), *span(BATCH, comm.rank, comm.size))
+            x, kjt, labels = part_of(global_batch(step), *even_cut(BATCH, comm.size)[comm.rank])
             loss = bce_with_logits(model(x, kjt), labels, reduction="sum")
             loss.backward(np.float32(1 / BATCH))
             model.step(made)
@@ -286,7 +286,7 @@ def test_sequences_and_learned_weights_get_their_gradients(kind: str, ranks: int
         assert not model.may_run_ahead
         made = optimizers(model)
         for step in range(2):
-            model(global_batch(step)[1].select(*span(BATCH, comm.rank, comm.size))).backward()
+            model(global_batch(step)[1].select(*even_cut(BATCH, comm.size)[comm.rank])).backward()
             model.step(made)
         check_state(model, want, **CLOSE)
 
@@ -304,7 +304,7 @@ def test_gradients_are_clipped_by_the_norm_of_all_ranks(kind: str, dense: str, r
 
     def body(comm: Comm) -> None:
         model = sharded("dlrm", kind, comm, dense, bitwise=True)
-        x, kjt, labels = part_of(global_batch(0), *span(BATCH, comm.rank, comm.size))
+        x, kjt, labels = part_of(global_batch(0), *even_cut(BATCH, comm.size)[comm.rank])
         looked: Any = model.look_up(model.input_dist(kjt))
         _, grads = slice_gradients(model, (x, looked, labels))
         accumulate(model.exchange(sum_of_slices(grads)))
@@ -320,11 +320,11 @@ def test_it_evaluates_without_gradients() -> None:
 
     def body(comm: Comm) -> None:
         model = sharded("dlrm", "row_wise", comm, dense="sharded").eval()
-        dense, mine, _ = part_of(global_batch(0), *span(BATCH, comm.rank, comm.size))
+        dense, mine, _ = part_of(global_batch(0), *even_cut(BATCH, comm.size)[comm.rank])
         with no_grad():
             logits = model(dense, mine)
         assert not logits.requires_grad
-        expected = want(x, kjt).data[slice(*span(BATCH, comm.rank, comm.size))]
+        expected = want(x, kjt).data[slice(*even_cut(BATCH, comm.size)[comm.rank])]
         np.testing.assert_allclose(logits.data, expected, rtol=1e-5, atol=1e-6)
 
     run_ranks(3, body)

@@ -20,9 +20,10 @@ from tesserec.embeddings import (
     planning,
 )
 from tesserec.sharding import replicas
-from tesserec.sharding.comm import Comm, span
+from tesserec.sharding.comm import Comm
 from tesserec.sharding.model import ShardedModel, shard, table_shapes
 from tesserec.sharding.placement import make_plan
+from tesserec.sharding.plan import even_cut
 from tesserec.sharding.replicas import Groups, Replicas, touched_rows
 from tesserec.sharding.threads import run_ranks
 
@@ -98,7 +99,7 @@ def test_groups_averaged_in_every_step_are_one_model() -> None:
         model = replicated(comm, 2, 1)
         made = optimizers(model)
         for step in range(3):
-            learn(model, step, *span(BATCH, comm.rank, comm.size))
+            learn(model, step, *even_cut(BATCH, comm.size)[comm.rank])
             model.step(made)
         for (table, rows, cols), array in tables(model).items():
             whole = want.vectors.local_state()[table]
@@ -123,7 +124,7 @@ def test_groups_train_apart_between_and_are_the_mean_of_themselves_then(
         made: list[Any] = optimizers(model, name)
         rows: RowOptimizer = made[1]
         for step in range(3):
-            learn(model, step, *span(BATCH, comm.rank, comm.size))
+            learn(model, step, *even_cut(BATCH, comm.size)[comm.rank])
             model.step(made)
             held = comm.gather_objects(tables(model))
             apart = any(np.any(array != held[1][key]) for key, array in held[0].items())
@@ -154,7 +155,7 @@ def test_only_touched_rows_travel() -> None:
     def body(comm: Comm) -> tuple[int, int]:
         model = replicated(comm, 2, 1)
         made = optimizers(model)
-        learn(model, 0, *span(BATCH, comm.rank, comm.size))
+        learn(model, 0, *even_cut(BATCH, comm.size)[comm.rank])
         rows = [touched_rows(p.grad) for p in model.parameters() if isinstance(p, Pool)]
         before = model.groups.peers.bytes_sent
         model.step(made)
