@@ -27,8 +27,11 @@ def draw(kind: str, rows: int, count: int, rng: np.random.Generator) -> Ids:
     """(count,) ids below `rows`.
 
     "uniform"; "zipf": the k-th most frequent id about as often as k^-1.05, frequent ones scattered over the
-    table; "log": log-uniform, frequent ones first.
+    table; "log": log-uniform, frequent ones first; "falling:1.2": id k-1 as often as k^-1.2.
     """
+    if kind.startswith("falling:"):
+        chances = falling_chances(rows, float(kind.partition(":")[2]))
+        return np.searchsorted(np.cumsum(chances[:-1]), rng.random(count), side="right")
     if kind == "uniform":
         return rng.integers(0, rows, count)
     if kind == "log":
@@ -44,6 +47,13 @@ def zipf_chances(rows: int) -> npt.NDArray[np.float64]:
     reached = np.arange(1.0, rows + 2) ** (1 - ZIPF)
     chances: npt.NDArray[np.float64] = np.diff(reached) / (reached[-1] - 1)
     return chances
+
+
+def falling_chances(rows: int, exponent: float) -> npt.NDArray[np.float64]:
+    """(rows,) how likely each id of a "falling:…" draw is."""
+    weights = np.arange(1.0, rows + 1) ** -exponent
+    found: npt.NDArray[np.float64] = weights / weights.sum()
+    return found
 
 
 def lookups(sizes: list[int], length: int, ids: str, batches: int) -> list[Ids]:

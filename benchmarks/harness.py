@@ -154,12 +154,12 @@ class Report:
         self._write({"benchmark": self.name, **line})
 
     def summarise(self, name: str, **where: Any) -> None:
-        """A line with median and least of the ratio `name` over the lines that have these values."""
+        """A line with median, least and most of the ratio `name` over the lines that have these values."""
         chosen = [line for line in self.lines if name in line and where.items() <= line.items()]
         if chosen:
             ratios = [line[name] for line in chosen]
             middle, least = round(statistics.median(ratios), 3), min(ratios)
-            found = {"cases": len(chosen), "median": middle, "least": least}
+            found = {"cases": len(chosen), "median": middle, "least": least, "most": max(ratios)}
             self._write({"benchmark": self.name, "summary": name, **where, **found})
 
     def _write(self, line: Line) -> None:

@@ -9,9 +9,9 @@ over the ranks of one host (`table_row_wise`), by columns there (`table_column_w
 (`table_wise`); `groups` are two replicas of all tables, one a host, averaged every 64 steps. int8: what
 crosses is quantized.
 
-`link_MB`: a step's traffic on the busier card, one direction, as the card counts it. `predicted`: by
-`benchmarks.formulas`, without headers; `predicted_ms`: that at the link's speed, after the time of a step on
-a link that is not slowed down.
+`link_MB`: a step's traffic on the busier card, one direction, as the card counts it. `predicted`: by the
+planner's cost model, without headers; `predicted_ms`: that at the link's speed, after the time of a step on a
+link that is not slowed down.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import zipf_chances
-from benchmarks.formulas import Cluster, Workload, per_link, step
+from benchmarks.cases import ZIPF, zipf_chances
 from benchmarks.harness import Line, Report, Side, arguments, milliseconds
 from benchmarks.netns import Hosts, hosts
 from tesserec.sharding.placement import make_plan
+from tesserec.sharding.planner.estimate import CostModel
+from tesserec.sharding.planner.frequencies import Frequencies, Lengths
+from tesserec.sharding.planner.topology import Device, Host, Link, Tier, Topology
+from tesserec.sharding.planner.workload import Dense, Feature, RowOptimizer, Table, Workload
 
 HOSTS, RANKS_PER_HOST = 2, 2
 SYNC_EVERY = 64
@@ -87,23 +91,36 @@ def side(made: Hosts, sharding: Line) -> Iterator[Side]:
 
 
 def link_bytes(sharding: Line) -> float:
-    """What the busier host sends to the other in a step, by formula."""
-    names = [f"t{k}" for k in range(len(ROWS))]
-    rows, lengths = dict(zip(names, ROWS, strict=True)), dict.fromkeys(names, float(LENGTH))
-    ranks = HOSTS * RANKS_PER_HOST
-    wire = 1 + 2 / DIM if sharding.get("forward") == "int8" else 4.0
-    work = Workload(rows, lengths, DIM, BATCH // ranks, wire_bytes=wire)
-    dense = 2 * 4 * dense_parameters() * RANKS_PER_HOST * (1 - RANKS_PER_HOST / ranks)
-    if "replica_groups" in sharding:
+    """What the busier host sends to the other in a step, by the planner's cost model."""
+    here = slice(RANKS_PER_HOST)
+    if "replica_groups" in sharding:  # dense gradients, a part for each rank, and tables now and then
+        ranks = HOSTS * RANKS_PER_HOST
+        dense = 2 * 4 * dense_parameters() * RANKS_PER_HOST * (1 - RANKS_PER_HOST / ranks)
         return dense + averaging_bytes() / SYNC_EVERY
-    cluster = Cluster(HOSTS, RANKS_PER_HOST, 0, 1, 1, 1, 1, ranks_per_link=RANKS_PER_HOST)
-    shapes = {name: (n, DIM) for name, n in rows.items()}
+    work = workload(sharding.get("forward", "fp32"), sharding.get("backward", "fp32"))
+    topology = machine()
     plan = make_plan(
-        shapes, ranks, default=sharding["default"], hosts=[r // RANKS_PER_HOST for r in range(ranks)]
+        work.shapes(), topology.num_ranks, default=sharding["default"], hosts=topology.hosts_of_ranks
     )
-    made = step(plan, work, cluster)
-    ways = (made.ids, made.vectors, made.gradients, made.replicas)
-    return dense + sum(float(per_link(way.network, cluster)[0].max()) for way in ways)
+    traffic = CostModel(work, topology).estimate(plan).traffic
+    return max(float(traffic[here, RANKS_PER_HOST:].sum()), float(traffic[RANKS_PER_HOST:, here].sum()))
+
+
+def workload(forward: Any, backward: Any) -> Workload:
+    """What the planner is told; the ids' frequent rows lie anywhere."""
+    tables = []
+    for k, rows in enumerate(ROWS):
+        feature = Feature(f"t{k}", Lengths.fixed(LENGTH), Frequencies.zipf(rows, ZIPF, ordered=False))
+        tables.append(Table(feature.name, rows, DIM, features=(feature,)))
+    dense = Dense(dense_parameters(), columns=13)
+    sgd = RowOptimizer.named("sgd")
+    return Workload(tuple(tables), BATCH, optimizer=sgd, dense=dense, forward=forward, backward=backward)
+
+
+def machine() -> Topology:
+    """The namespaces; only bytes are asked for, so that speeds do not matter."""
+    cpu, link = Device("cpu", (Tier("dram", 16e9, 10e9),), flops=1e11), Link(0.0, 1e9)
+    return Topology("namespaces", {"cpu": cpu}, (Host(RANKS_PER_HOST, "cpu", link, HOSTS),), link)
 
 
 def averaging_bytes() -> float:

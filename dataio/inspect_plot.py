@@ -16,7 +16,7 @@ from tesserec.dataio.statistics import NumberStats
 
 INK, SOFT, GRID = "#22303c", "#7a8896", "#e4e9ee"
 BLUE, TEAL, AMBER = "#2f6fb0", "#2a9d8f", "#e9a23b"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": GRID,
@@ -39,7 +39,7 @@ def plot_inspection(inspection: Inspection, path: str | Path) -> None:
     numbers = {c.name: c.numbers for c in inspection.columns if c.numbers and c.role in ("dense", "integer")}
     numbers |= {f"length of {c.name}": c.lengths for c in inspection.columns if c.lengths}
     heights = [1.3 + 0.21 * max(len(ids), 12), 1.3 + 0.21 * max(len(numbers), 8)]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
         figure = Figure(figsize=(12, sum(heights)), layout=layout, facecolor="white")
         panels: Any = figure.subplots(2, 2, height_ratios=heights)

@@ -81,7 +81,7 @@ def read_batches(
     grain:     streams begin at multiples of it.
     keep:      carry the `keep` columns along as `batch.kept`.
     unseen:    sparse features whose ids may be outside their tables: whoever looks them up has a policy.
-    around:    entered while a batch is made, on the thread that does.
+    around:    entered while a batch is made, or rows are decoded, on the thread that does.
 
     A batch stays valid as long as it, or a view of its arrays, is held. The batches of one buffer share
     memory, which is used again when all are gone. Besides those, two to three buffers of BUFFER_ROWS rows
@@ -98,7 +98,8 @@ def read_batches(
     if steps <= 0:
         return iter(())
     order = group_order(len(groups), seed=seed, epoch=epoch) if shuffle else range(len(groups))
-    reader = _Reader(dataset.info, groups, (seed, epoch) if shuffle else None, keep, unseen)
+    watched = around if prefetch else nullcontext
+    reader = _Reader(dataset.info, groups, (seed, epoch) if shuffle else None, keep, unseen, watched)
     batches = _side_by_side([reader.batches(stream, order, skip, steps, prefetch > 0) for stream in mine])
     return _prefetch(batches, prefetch, around) if prefetch else batches
 
@@ -121,6 +122,7 @@ class _Reader:
     seed: tuple[int, int] | None
     keep: bool
     unseen: Collection[str]
+    around: Callable[[], AbstractContextManager[Any]]
 
     def batches(
         self,
@@ -152,7 +154,8 @@ class _Reader:
 
     def read(self, piece: Piece) -> DecodedRows:
         keep = self.info.keep if self.keep else ()
-        return self.groups[piece.group].read(piece.lo, piece.hi, column_types(self.info), keep)
+        with self.around():
+            return self.groups[piece.group].read(piece.lo, piece.hi, column_types(self.info), keep)
 
     def gather(
         self, buffers: Generator[tuple[BufferPlan, list[DecodedRows]], None, None], stream: Stream, first: int

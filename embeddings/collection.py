@@ -6,7 +6,8 @@ id, which is the same lookup with every id a bag of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,11 @@ class EmbeddingBagCollection(Module):
     Keys of the output: the features, in the order of the tables and of their feature_names; `feature@table`
     for a feature that several tables read. Weights that are a Tensor get a gradient. Bags that samples share
     (`inverse`) are pooled once. The state has one array per table, under the table's name. processor: what is
-    done to a batch first, KeyedJaggedTensor -> KeyedJaggedTensor, such as `PositionWeighted`.
+    done to a batch first, KeyedJaggedTensor -> KeyedJaggedTensor, such as `PositionWeighted`. around: entered
+    while rows are looked up, on the thread that does.
     """
+
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(self, tables: Sequence[EmbeddingBagConfig], *, seed: int, processor: Module | None = None):
         for table in tables:
@@ -61,14 +65,17 @@ class EmbeddingBagCollection(Module):
     def _pooled(self, kjt: KeyedJaggedTensor, out: Array | None = None) -> Tensor:
         """(B, ΣD), in `out` if given."""
         processed = kjt if self.processor is None else self.processor(kjt)
-        return lookup(self.pools, self.table_set.bind(processed), out)
+        with self.around():
+            return lookup(self.pools, self.table_set.bind(processed), out)
 
 
 class EmbeddingCollection(Module):
     """KeyedJaggedTensor -> {feature: JaggedTensor of (L, D) rows, one per id}, B bags each.
 
-    Weights are passed on, not applied. Keys and state: as those of `EmbeddingBagCollection`.
+    Weights are passed on, not applied. Keys, state, around: as those of `EmbeddingBagCollection`.
     """
+
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(self, tables: Sequence[EmbeddingConfig], *, seed: int):
         self.table_set = TableSet(tables, seed=seed)
@@ -99,7 +106,8 @@ class EmbeddingCollection(Module):
         lanes["ids"], lanes["offsets"] = bags.values.ctypes.data, offsets.ctypes.data
         lanes["weights"], lanes["bags"], lanes["column"], lanes["mean"] = 0, size, 0, 0
         bound = Bound(lanes, [Block(0, 1, reader.width)], (size, reader.width), (bags, offsets))
-        return JaggedTensor(lookup([self.pools[reader.pool]], bound), bags.offsets, bags.weights)
+        with self.around():
+            return JaggedTensor(lookup([self.pools[reader.pool]], bound), bags.offsets, bags.weights)
 
 
 def named_collections(model: Module) -> Iterator[tuple[str, EmbeddingBagCollection | EmbeddingCollection]]:

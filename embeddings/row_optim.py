@@ -8,7 +8,7 @@ shared out among threads, so the result has the same bits for any number of them
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -40,6 +40,9 @@ class RowOptimizer:
 
     lr may be set at any time. table_lr: {table: what multiplies lr there}. seed: of the rounding of float16
     and bfloat16 rows, random with the right mean, and a function of (seed, table, step, row, column).
+
+    cut: into what a step cuts the gradient of a pool, to update with one after the other; `RowGrad.only` some
+    tables each, say, to see how long each takes.
     """
 
     named_pools: InitVar[Named]
@@ -59,6 +62,7 @@ class RowOptimizer:
 
     def __post_init__(self, named_pools: Named) -> None:
         self.pools = dict(named_pools)
+        self.cut: Callable[[Pool, RowGrad], Iterable[RowGrad]] = whole
         self.steps = 0
         for name, pool in self.pools.items():
             if not isinstance(pool, Pool):
@@ -87,8 +91,8 @@ class RowOptimizer:
         """Update the rows that each pool's gradient names."""
         self.steps += 1
         for name, pool in self.pools.items():
-            if pool.grad is not None:
-                self.update(pool.data, self.state[name], pool.grad, self.tables[name])
+            for grad in () if pool.grad is None else self.cut(pool, pool.grad):
+                self.update(pool.data, self.state[name], grad, self.tables[name])
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -160,6 +164,11 @@ class RowOptimizer:
             item["stream"] = stream_key(self.seed, f"noise/{name}")
             item["origin_row"], item["origin_column"] = rows[0], cols[0]
         return tables
+
+
+def whole(pool: Pool, grad: RowGrad) -> Iterable[RowGrad]:
+    """The gradient in one piece."""
+    return (grad,)
 
 
 def _slots(arrays: Iterable[Array]) -> Array:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from tesserec.sharding import timeline
 from tesserec.sharding.launch import announced_ranks
 from tesserec.sharding.plan import even_cut
 
@@ -71,11 +72,9 @@ class Comm(ABC):
         into = self._room_for("all_to_all", send, received, out)
         if received[self.rank] != counts[self.rank]:
             self._fail("all_to_all", f"counts {counts}, received {received}: they differ for the rank itself")
-        self.bytes_sent += (len(send) - counts[self.rank]) * send.itemsize
         sources, targets = cut(send, counts), cut(into, received)
         copy(sources[self.rank], targets[self.rank])
-        if self.size > 1:
-            self._exchange("all_to_all", sources, targets)
+        self._move([part.nbytes for part in sources], lambda: self._exchange("all_to_all", sources, targets))
         return into, received
 
     def all_gather(
@@ -94,11 +93,9 @@ class Comm(ABC):
         if len(received) == self.size and received[self.rank] != len(array):
             self._fail("all_gather", f"{len(array)} items where {received[self.rank]} were announced")
         into = self._room_for("all_gather", array, received, out)
-        self.bytes_sent += array.nbytes * (self.size - 1)
         targets = cut(into, received)
         copy(array, targets[self.rank])
-        if self.size > 1:
-            self._gather("all_gather", array, targets)
+        self._move([array.nbytes] * self.size, lambda: self._gather("all_gather", array, targets))
         return into, received
 
     def reduce_scatter(self, array: Array, out: Array | None = None) -> Array:
@@ -134,10 +131,8 @@ class Comm(ABC):
         shapes = self.gather_objects((array.shape, array.dtype.str))
         if len(set(shapes)) > 1:
             self._fail("broadcast", f"shapes and dtypes of the ranks are {shapes}, wanted one")
-        if self.rank == root:
-            self.bytes_sent += array.nbytes * (self.size - 1)
-        if self.size > 1:
-            self._broadcast(array.reshape(-1), root)
+        sent = array.nbytes if self.rank == root else 0
+        self._move([sent] * self.size, lambda: self._broadcast(array.reshape(-1), root))
         return array
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -193,10 +188,21 @@ class Comm(ABC):
         scratch = self._scratch(array, len(mine) * self.size)
         targets = cut(scratch, [len(mine)] * self.size)
         copy(mine, targets[self.rank])
-        self.bytes_sent += array.nbytes - mine.nbytes
-        if self.size > 1:
-            self._exchange(call, sources, targets)
+        self._move([part.nbytes for part in sources], lambda: self._exchange(call, sources, targets))
         return fold(op, targets, out)
+
+    def _move(self, sizes: Sequence[int], move: Callable[[], None]) -> None:
+        """`move()`, which sends so many bytes to each rank, and note that it did."""
+        if self.size == 1:
+            return
+        sent = sum(sizes) - sizes[self.rank]
+        timeline.moving(move, sent, sum(sizes[r] for r in self._abroad))
+        self.bytes_sent += sent
+
+    @functools.cached_property
+    def _abroad(self) -> list[int]:
+        """The ranks that are on other hosts."""
+        return [rank for rank, host in enumerate(self.hosts) if host != self.hosts[self.rank]]
 
     def _room_for(self, call: str, send: Array, received: list[int], out: Array | None) -> Array:
         """(total,) of `out`, or new memory."""

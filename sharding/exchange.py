@@ -13,7 +13,7 @@ ranks in their order: as without shards, whatever the plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from tesserec.embeddings.allocation import aligned
 from tesserec.embeddings.jagged import JaggedError, KeyedJaggedTensor
 from tesserec.embeddings.kernels.lookup import pool_lanes
 from tesserec.embeddings.kernels.shared import copy_bags
+from tesserec.embeddings.pool import Pool
 from tesserec.embeddings.spans import Span, even_spans
 from tesserec.sharding.codecs import Codecs
 from tesserec.sharding.comm import Comm
@@ -45,7 +46,8 @@ _LEAST = 1 << 18  # elements of rows that are worth a task of their own
 class Exchange:
     """The three stages of the sharded lookup, for collections that are given the same batches.
 
-    comm: the usual channel; each stage may be given another. codecs: how vectors and gradients travel.
+    comm: the usual channel; each stage may be given another. codecs: how vectors and gradients travel. cut:
+    into what the lanes of a pool are cut, to be looked up one after the other; usually not at all.
     """
 
     def __init__(self, shards: Sequence[Shards], comm: Comm, *, codecs: Codecs | None = None):
@@ -57,6 +59,7 @@ class Exchange:
         self.layout = Layout(shards, comm.rank, comm.size)
         self.wiring = self.layout.wiring
         self.way_back = WayBack(self.layout, self.codecs, comm.size)
+        self.cut: Callable[[Pool, Array], Iterable[Array]] = whole
 
     @property
     def may_run_ahead(self) -> bool:
@@ -142,7 +145,8 @@ class Exchange:
         direct, loud = self.layout.direct_lanes(lanes), dist.got["silent"] == 0
         for p, pool in enumerate(self.layout.pools):
             mine = arrived[loud & (self.layout.arriving_pool == p)]
-            _pool(pool.stored, joined([mine, direct[self.layout.direct_pool == p]]))
+            for part in self.cut(pool, joined([mine, direct[self.layout.direct_pool == p]])):
+                _pool(pool.stored, part)
         return buffers
 
     def _receive(self, dist: Dist, lanes: Array, buffers: Sequence[Array], comm: Comm) -> None:
@@ -173,6 +177,11 @@ class Exchange:
             for k in self.layout.apart
             for part, reader in (self.layout.readers[k],)
         }
+
+
+def whole(pool: Pool, lanes: Array) -> Iterable[Array]:
+    """The lanes in one piece."""
+    return (lanes,)
 
 
 def _place(rows: Array) -> tuple[int, int]:

@@ -50,10 +50,13 @@ from tesserec.sharding.exchange import Exchange
 from tesserec.sharding.plan import PlanError, ShardingPlan
 from tesserec.sharding.replicas import Groups, Replicas
 from tesserec.sharding.slabs import LookedUp, Slabs
+from tesserec.sharding.timeline import span
 
 Sharded = ShardedEmbeddingBagCollection | ShardedEmbeddingCollection
 Dense = Literal["replicated", "sharded"]
 MakeDense = Callable[[Mapping[str, Tensor], Comm], DenseReplicas]
+
+USUAL_TIERS = ("dram", "ram")  # what plans may call a rank's own memory
 
 DENSE: Mapping[Dense, MakeDense] = {"replicated": DenseReplicas, "sharded": DenseShards}
 
@@ -274,7 +277,8 @@ class ShardedModel(Module):
             reduction = reduction or Reduction(self.dense, 1)
             for leaf, g in rest.items():
                 reduction.take(0)(leaf, g)
-            rest = reduction.finish()
+            with span("reduction"):
+                rest = reduction.finish()
             self.dense.release()
         return rows | rest
 
@@ -307,6 +311,12 @@ def _check_plan(plan: ShardingPlan, model: Module, groups: Groups) -> None:
         wanted = f"as many as {of}, {groups.group.size}"
         raise PlanError(f"the plan is for {plan.num_ranks} ranks, wanted {wanted}: make one for these")
     plan.check(table_shapes(model))
+    for table, tier in plan.tiers.items():
+        if tier not in USUAL_TIERS:
+            raise PlanError(
+                f"table {table!r} is to lie in {tier!r}: ranks keep rows in {' or '.join(USUAL_TIERS)} only; "
+                "make the plan without that tier"
+            )
 
 
 def _check_uncoupled(model: Module) -> None:

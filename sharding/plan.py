@@ -6,17 +6,20 @@ rectangle that several ranks hold is a replica; anything else that tiles the tab
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 FORMAT = "tesserec sharding plan"
-VERSION = 1
+VERSION = 2  # 1 had a list of shards for each table and no more; it is still read
 
 Span = tuple[int, int]  # half-open: (first, past the last)
 Shape = tuple[int, int]  # (num_embeddings, embedding_dim)
@@ -59,10 +62,15 @@ class ShardingPlan:
 
     Whatever order they are given in, they are kept by table, in order of first mention, then by rows, columns
     and rank: that is the order on the wire, and the order of summation.
+
+    tiers: {table: the name of the memory that its rows are to lie in}, of those that are not in ranks' usual
+    memory. planner: what is known of how the plan was made, JSON values; it changes nothing.
     """
 
     shards: tuple[Shard, ...]
     num_ranks: int
+    tiers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    planner: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         place = {table: i for i, table in enumerate(dict.fromkeys(s.table for s in self.shards))}
@@ -76,6 +84,14 @@ class ShardingPlan:
         for shard in self.shards:
             found.setdefault(shard.table, {}).setdefault(shard.rectangle, []).append(shard.rank)
         return found
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """{table: (rows, columns) that its rectangles reach to}."""
+        return {
+            table: (max(rows[1] for rows, _ in held), max(cols[1] for _, cols in held))
+            for table, held in self.tables.items()
+        }
 
     def of(self, table: str) -> list[Shard]:
         """The shards of `table`."""
@@ -111,10 +127,15 @@ class ShardingPlan:
         unknown = [table for table in self.tables if table not in tables]
         if unknown:
             raise PlanError(f"the plan has {_listed(unknown)}; the model has {_listed(tables)}")
-        for shard in self.shards:
-            _check_shard(shard, tables[shard.table], self.num_ranks)
         for table, shape in tables.items():
-            check_tiling(table, shape, self.tables[table])
+            held = self.tables[table]
+            for rectangle, ranks in held.items():
+                _check_rectangle(table, shape, rectangle, ranks, self.num_ranks)
+            if not _is_row_wise(shape, held):
+                check_tiling(table, shape, held)
+        homeless = [table for table in self.tiers if table not in tables]
+        if homeless:
+            raise PlanError(f"tiers of {_listed(homeless)}; the model has {_listed(tables)}")
 
     def diff(self, other: ShardingPlan) -> list[Move]:
         """What changes from this plan to `other`: the pieces that other ranks will hold, in order."""
@@ -124,23 +145,39 @@ class ShardingPlan:
 
     def to_json(self) -> str:
         """The plan as readable JSON: a line for each rectangle."""
-        head = {"format": FORMAT, "version": VERSION, "num_ranks": self.num_ranks}
-        tables = ",\n".join(f"  {json.dumps(t)}: [\n{_lines(held)}\n  ]" for t, held in self.tables.items())
+        head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "num_ranks": self.num_ranks}
+        if self.planner:
+            head["planner"] = dict(self.planner)
+        tables = ",\n".join(f"  {json.dumps(t)}: {self._as_text(t, held)}" for t, held in self.tables.items())
         return f'{json.dumps(head, indent=1)[:-2]},\n "tables": {{\n{tables}\n }}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ShardingPlan:
-        """The plan that `to_json` wrote. PlanError if it is none."""
+        """The plan that `to_json` wrote, of this version or an older one. PlanError if it is none."""
         try:
-            read = json.loads(text)
-            found = read["format"], read["version"]
-            if found != (FORMAT, VERSION):
-                raise PlanError(f"{found[0]!r} version {found[1]}, wanted {FORMAT!r} version {VERSION}")
-            return cls(tuple(_shards_in(read["tables"])), int(read["num_ranks"]))
+            with _without_collection():
+                read = json.loads(text)
+                found = read["format"], read["version"]
+                if found[0] != FORMAT or found[1] not in range(1, VERSION + 1):
+                    raise PlanError(
+                        f"{found[0]!r} version {found[1]}, wanted {FORMAT!r} version 1 to {VERSION}"
+                    )
+                return cls._from_tables(read, {t: _newest(one) for t, one in read["tables"].items()})
         except PlanError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"not a sharding plan: {type(error).__name__}: {error}") from None
+
+    @classmethod
+    def _from_tables(cls, read: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> ShardingPlan:
+        tiers = {table: str(one["tier"]) for table, one in tables.items() if "tier" in one}
+        shards = tuple(shard for table, one in tables.items() for shard in _shards_in(table, one["shards"]))
+        return cls(shards, int(read["num_ranks"]), tiers, dict(read.get("planner", {})))
+
+    def _as_text(self, table: str, held: Mapping[Rectangle, list[int]]) -> str:
+        rows, cols = self.shapes[table]
+        tier = f'"tier": {json.dumps(self.tiers[table])}, ' if table in self.tiers else ""
+        return f'{{"rows": {rows}, "cols": {cols}, {tier}"shards": [\n{_lines(held)}\n  ]}}'
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON; a file that stands there is replaced as a whole."""
@@ -334,15 +371,32 @@ def _slice_of(spans: Sequence[Span], part: Span) -> Iterator[Span]:
         at += hi - lo
 
 
-def _check_shard(shard: Shard, shape: Shape, num_ranks: int) -> None:
-    if not 0 <= shard.rank < num_ranks:
-        raise PlanError(f"table {shard.table!r}: {shard}: ranks are 0 to {num_ranks - 1}")
-    for (lo, hi), extent in zip(shard.rectangle, shape, strict=True):
-        if not 0 <= lo < hi <= extent:
-            raise PlanError(
-                f"table {shard.table!r}: {shard} is {'empty' if lo == hi else 'not inside the table'}, "
-                f"which has {shape[0]} rows and {shape[1]} columns"
-            )
+def _check_rectangle(
+    table: str, shape: Shape, rectangle: Rectangle, ranks: Sequence[int], num_ranks: int
+) -> None:
+    (top, bottom), (left, right) = rectangle
+    if min(ranks) < 0 or max(ranks) >= num_ranks:
+        wrong = next(rank for rank in ranks if not 0 <= rank < num_ranks)
+        raise PlanError(
+            f"table {table!r}: {in_words(rectangle)} of rank {wrong}: ranks are 0 to {num_ranks - 1}"
+        )
+    if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
+        empty = top == bottom or left == right
+        raise PlanError(
+            f"table {table!r}: {in_words(rectangle)} of {_ranks_in_words(ranks)} is "
+            f"{'empty' if empty else 'not inside the table'}, "
+            f"which has {shape[0]} rows and {shape[1]} columns"
+        )
+
+
+def _is_row_wise(shape: Shape, held: Mapping[Rectangle, list[int]]) -> bool:
+    """Whether rising spans of whole rows follow each other, each once on its ranks: quickly seen."""
+    end, cols = 0, (0, shape[1])
+    for (rows, found), ranks in held.items():
+        if rows[0] != end or found != cols or (len(ranks) > 1 and len(set(ranks)) < len(ranks)):
+            return False
+        end = rows[1]
+    return end == shape[0]
 
 
 def _refuse_overlap(table: str, a: Rectangle, b: Rectangle, held: Mapping[Rectangle, list[int]]) -> None:
@@ -365,23 +419,47 @@ def _moves(
         for (rows, cols), ranks in (before or after).items():
             yield Move(table, rows, cols, tuple(ranks if before else ()), tuple(ranks if after else ()))
         return
+    following = list(after.items())
+    tops = [rows[0] for (rows, _), _ in following]
+    reach = list(accumulate((rows[1] for (rows, _), _ in following), max))  # of all rectangles up to each
     for old, held in before.items():
-        for new, wanted in after.items():
+        first, last = bisect_right(reach, old[0][0]), bisect_left(tops, old[0][1])
+        for new, wanted in following[first:last]:
             if held != wanted and (shared := intersection(old, new)):
                 yield Move(table, *shared, tuple(held), tuple(wanted))
 
 
 def _lines(held: Mapping[Rectangle, list[int]]) -> str:
-    rows = ({"rows": rows, "cols": cols, "ranks": ranks} for (rows, cols), ranks in held.items())
-    return ",\n".join(f"   {json.dumps(row)}" for row in rows)
+    return ",\n".join(
+        f'   {{"rows": [{top}, {bottom}], "cols": [{left}, {right}], "ranks": {ranks}}}'
+        for ((top, bottom), (left, right)), ranks in held.items()
+    )
 
 
-def _shards_in(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Shard]:
-    for table, rectangles in tables.items():
-        for one in rectangles:
-            (top, bottom), (left, right) = one["rows"], one["cols"]
-            for rank in one["ranks"]:
-                yield Shard(table, (int(top), int(bottom)), (int(left), int(right)), int(rank))
+def _newest(table: Any) -> Mapping[str, Any]:
+    """What version 2 has of a table, from any version: version 1 had only the list of its shards."""
+    found: Mapping[str, Any] = {"shards": table} if isinstance(table, list) else table
+    return found
+
+
+def _shards_in(table: str, rectangles: Sequence[Mapping[str, Any]]) -> Iterator[Shard]:
+    for one in rectangles:
+        (top, bottom), (left, right) = one["rows"], one["cols"]
+        rows, cols = (int(top), int(bottom)), (int(left), int(right))
+        for rank in one["ranks"]:
+            yield Shard(table, rows, cols, int(rank))
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Inside, nothing looks for garbage: it would walk over all of a large plan again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _ranks_in_words(ranks: Sequence[int]) -> str:

@@ -25,6 +25,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "llvmlite": ("kernels/",),
     "pyarrow": ("dataio/", "embeddings/arrow.py", "train/"),
     "pydantic": ("dataio/", "train/config.py", "models/registry.py"),
+    "plotly": ("sharding/planner/report.py", "sharding/planner/report/"),
+    "highspy": ("sharding/planner/milp.py",),
     "typer": ("tesserec/cli/",),
     "rich": ("tesserec/cli/",),
     "safetensors": ("train/checkpoint.py",),

@@ -147,7 +147,8 @@ class Learner:
         """Learn from one batch -> its mean loss before that. TrainingError, and no update, if not finite."""
         total = total_weight(share.weights, step)
         losses, grads = self._losses_and_gradients(share, step, total)
-        found = all_numbers(self.comm, [are_finite(grads), *losses])
+        with span("agree"):
+            found = all_numbers(self.comm, [are_finite(grads), *losses])
         loss = math.fsum(chain(*(losses for _, *losses in found))) / total
         check_finite(loss, all(finite for finite, *_ in found), step)
         with span("update"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -37,6 +37,7 @@ from tesserec.train.checkpoint import (
 from tesserec.train.config import TrainConfig, check_ranks
 from tesserec.train.evaluate import evaluate_split
 from tesserec.train.learner import Learner, Share, tolerant_features
+from tesserec.train.measured import Measuring
 from tesserec.train.memory import run_memory
 from tesserec.train.pipeline import Recording
 from tesserec.train.ranks import on_first_rank
@@ -122,8 +123,10 @@ class Trainer:
         if self.settings.threads:
             set_num_threads(self.settings.threads)
         run_memory(config, self.dataset, self.comm.hosts, self.comm.rank).check()
+        self.measuring = Measuring(self.comm)
         with patience("making the model"):
             self.learner = Learner(config, self.dataset.info, self.total_steps, self.comm)
+        self.measuring.built(self.learner, config.data.batch_size)
         self.state = State()
         self._beginning = ExitStack()  # until the first step is done, which may compile kernels
         self._unsaved, self._saved_at = True, time.monotonic()
@@ -164,8 +167,8 @@ class Trainer:
         """The rest of the current epoch."""
         with closing(self._batches()) as batches, closing(self.learner.shares(batches)) as shares:
             start = time.perf_counter()
-            for share in shares:
-                with span("step"):
+            for share in _awaited(shares):
+                with span("step"), self.measuring.step(share):
                     self._learn(share)
                 self._beginning.close()
                 self.state.seconds += time.perf_counter() - start
@@ -229,7 +232,9 @@ class Trainer:
         """What is due at this step besides learning. Saving is last, so that it includes the rest."""
         split = self.config.data.valid
         improved = split is not None and self._validation_is_due() and self._validate(split)
-        stop, late = self._anywhere(self.should_stop(), self._saving_is_late())
+        asked, overdue = self.should_stop(), self._saving_is_late()
+        with span("decide"):
+            stop, late = self._anywhere(asked, overdue)
         if stop:
             self._stop()
         if improved or late or self._checkpoint_is_due():
@@ -276,7 +281,7 @@ class Trainer:
         state, name = self.state, self.settings.monitored
         self._note_unseen()
         self.learner.synchronize()
-        with span("validation"):
+        with self.measuring.paused(), span("validation"):
             metrics = evaluate_split(
                 self.learner.model,
                 self.dataset,
@@ -318,8 +323,9 @@ class Trainer:
         self._note_unseen()
         state.journal, state.finished = self.journal.sync(), self.finished()
         folder = checkpoint_folder(self.run.checkpoints, state.step)
-        with span("checkpoint"):
+        with self.measuring.paused(), span("checkpoint"):
             save_checkpoint(folder, self.learner.content(asdict(state)), self.comm)
+            self.measuring.save(self.run)
         self._on_first_rank(self._prune)
         self._unsaved, self._saved_at = False, time.monotonic()
         self.watcher.saved(state.step, self._saved_at - start)
@@ -339,11 +345,22 @@ class Trainer:
     def _restore(self) -> None:
         """Continue from the last checkpoint, if there is one."""
         self._on_first_rank(lambda: self.run.begin_again(self.config))
+        self.measuring.restore(self.run)
         last = self.run.last()
         if last is not None:
             self.state = State(**self.learner.restore(last))
             self._on_first_rank(self._prune)  # a process that was killed after saving did not
             self._unsaved = False
+
+
+def _awaited(shares: Iterator[Share]) -> Iterator[Share]:
+    """The same; to wait for one is a span of its own."""
+    while True:
+        with span("await"):
+            share = next(shares, None)
+        if share is None:
+            return
+        yield share
 
 
 def _check_validation(dataset: Dataset, config: TrainConfig) -> None:

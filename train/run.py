@@ -5,6 +5,7 @@
     encoder/          the fitted encoder, when the data set has one: raw rows can be scored
     checkpoints/      the last and the best (see checkpoint.py)
     metrics.jsonl     one line per logged or validated step; no times, so equal runs write equal bytes
+    measured.json     what steps took, by rank and table (see measured.py); plan.json: where the tables lay
     curve.png, report.md, report.json
 
 It comes into being whole, with its first three members, so a process killed at any moment leaves a folder
@@ -50,6 +51,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.encoder = path / "encoder"
         self.metrics = path / "metrics.jsonl"
+        self.measured = path / "measured.json"
+        self.plan = path / "plan.json"
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

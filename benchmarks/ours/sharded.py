@@ -47,19 +47,8 @@ class ShardedDLRM:
         sharding, train: keys of these sections of a training config.
         """
         self.batch_size, self.sizes, self.length = batch_size, list(sizes), length
-        self.keys = [f"C{i}" for i in range(1, len(sizes) + 1)]
-        model = {"name": "dlrm", "embedding_dim": dim, "bottom": list(layers), "top": list(layers)}
-        settings = {
-            "data": {"path": ".", "batch_size": batch_size, "valid": None},
-            "model": {**model, "pooling": "sum"},
-            "optimizer": {"dense": {"name": "sgd", "lr": LR}, "rows": {"name": optimizer, "lr": LR}},
-            "sharding": sharding or {},
-            "train": train or {},
-        }
-        features = [SparseFeature(key, rows, length > 1) for key, rows in zip(self.keys, sizes, strict=True)]
-        dense = tuple(f"I{i}" for i in range(1, 14))
-        info = DatasetInfo("memory", labels=("label",), dense=dense, sparse=tuple(features))
-        config = TrainConfig.model_validate(settings)
+        config, info = configured(dim, optimizer, batch_size, sizes, length, layers, sharding, train)
+        self.keys = [feature.name for feature in info.sparse]
         self.learner = Learner(config, info, 1_000_000, self.comm)
         if tuple(layers) == (512, 256) and self.sizes == KAGGLE:
             set_values(self.learner, dim)
@@ -97,6 +86,31 @@ class ShardedDLRM:
         sent = sum(comm.bytes_sent for comm in channels(self.learner)) - sum(before)
         every: list[int] = self.comm.gather_objects(sent)
         return sum(every) / steps
+
+
+def configured(
+    dim: int,
+    optimizer: str,
+    batch_size: int,
+    sizes: Sequence[int] = KAGGLE,
+    length: int = 1,
+    layers: Sequence[int] = (512, 256),
+    sharding: Line | None = None,
+    train: Line | None = None,
+) -> tuple[TrainConfig, DatasetInfo]:
+    """The run that `ShardedDLRM.build` describes, and its data set."""
+    model = {"name": "dlrm", "embedding_dim": dim, "bottom": list(layers), "top": list(layers)}
+    settings = {
+        "data": {"path": ".", "batch_size": batch_size, "valid": None},
+        "model": {**model, "pooling": "sum"},
+        "optimizer": {"dense": {"name": "sgd", "lr": LR}, "rows": {"name": optimizer, "lr": LR}},
+        "sharding": sharding or {},
+        "train": train or {},
+    }
+    features = [SparseFeature(f"C{i}", rows, length > 1) for i, rows in enumerate(sizes, 1)]
+    dense = tuple(f"I{i}" for i in range(1, 14))
+    info = DatasetInfo("memory", labels=("label",), dense=dense, sparse=tuple(features))
+    return TrainConfig.model_validate(settings), info
 
 
 def channels(learner: Learner) -> list[Comm]:

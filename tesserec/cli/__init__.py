@@ -13,8 +13,10 @@ from tesserec.cli.checkpoint import export_table, reshard, verify
 from tesserec.cli.checkpoint import inspect as inspect_checkpoint
 from tesserec.cli.data_inspect import inspect, synth
 from tesserec.cli.data_prepare import prepare, schema
+from tesserec.cli.data_stats import stats
 from tesserec.cli.evaluate import evaluate as evaluate_command
 from tesserec.cli.memory import memory as memory_command
+from tesserec.cli.plan import plan
 from tesserec.cli.predict import predict as predict_command
 from tesserec.cli.ranks import errors_in_one_line
 from tesserec.cli.train import train as train_command
@@ -29,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data = typer.Typer(name="data", help="Prepare, inspect and make data sets.", no_args_is_help=True)
-for command in (schema, prepare, inspect, synth):
+for command in (schema, prepare, inspect, stats, synth):
     data.command(command.__name__)(command)
 app.add_typer(data)
 checkpoints = typer.Typer(
@@ -40,6 +42,7 @@ checkpoints.command("verify")(verify)
 checkpoints.command("reshard")(reshard)
 checkpoints.command("export-table")(export_table)
 app.add_typer(checkpoints)
+app.add_typer(plan)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)

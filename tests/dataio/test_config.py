@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from annotated_types import Gt
+from pydantic import ConfigDict, Field
 
 from tesserec.dataio.config import ConfigError, StrictModel, load_yaml, parse_config, read_config
 
@@ -89,3 +92,82 @@ def test_models_are_frozen() -> None:
 
 def test_exponents_are_numbers_in_yaml() -> None:
     assert load_yaml("[1e-3, -2E5, 1.e2, 1e]") == [1e-3, -2e5, 1e2, "1e"]
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: Annotated[float, Gt(0)] = 1.0
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Plain:
+    name: str
+    parts: tuple[Inner, ...] = ()
+    by_name: Mapping[str, Inner] = field(default_factory=dict)
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        if self.name == "bad":
+            raise ValueError("no name for a model", "name")
+
+
+def plain_message(path: Path, overrides: tuple[str, ...] = ()) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_config(path, Plain, overrides)
+    return str(caught.value)
+
+
+def test_plain_dataclasses_are_models_too(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: a\nparts: [{size: 2}]\nby_name: {x: {}}")
+    assert read_config(path, Plain) == Plain("a", (Inner(2.0),), {"x": Inner()})
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "wanted"),
+    [
+        ("name: a\nparts:\n- size: 2\n- size: -1\n", 4, "key parts.1.size: Input should be greater than 0"),
+        ("name: a\nparts:\n- {sise: 2}\n", 3, "key parts.0.sise: unknown key; did you mean 'size'?"),
+        ("\nparts: [{size: 2}]\nby_name: {}\n", None, "key name: Field required"),
+        ("by_name: {}\n\nname: bad\n", 3, "key name: no name for a model"),
+        (
+            "name: a\nby_name:\n  x:\n    size: zero\n",
+            4,
+            "key by_name.x.size: Input should be a valid number",
+        ),
+        ('{\n "name": "a",\n "parts": [{"size": 0}]\n}', 3, "key parts.0.size"),
+    ],
+)
+def test_problems_name_their_line(tmp_path: Path, text: str, line: int | None, wanted: str) -> None:
+    got = plain_message(write(tmp_path, text))
+    if line is None:  # there is no line for what is missing at the top
+        assert "config.yaml: key name: " in got
+    else:
+        assert f"config.yaml, line {line}: {wanted}" in got
+
+
+def test_what_an_override_set_is_not_blamed_on_a_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: a\nparts: [{size: 2}]\n")
+    assert "override 'parts.0.size=-2': key parts.0.size" in plain_message(path, ("parts.0.size=-2",))
+    assert "line 2: key parts.0.size" in plain_message(
+        write(tmp_path, "name: a\nparts: [{size: -1}]"), ("name=b",)
+    )
+
+
+def test_what_is_no_yaml_names_its_line(tmp_path: Path) -> None:
+    assert "config.yaml, line 3: cannot be read: " in plain_message(write(tmp_path, "name: a\nparts: [\n}"))
+    assert "line 2: cannot be read: key 'name' is given twice" in plain_message(
+        write(tmp_path, "name: a\nname: b\n")
+    )
+
+
+def test_toml_has_no_lines(tmp_path: Path) -> None:
+    got = plain_message(write(tmp_path, "name = 'a'\nparts = [{size = -1}]", ".toml"))
+    assert "config.toml: key parts.0.size" in got and ", line" not in got
+
+
+def test_problems_that_only_follow_from_others_are_left_out(tmp_path: Path) -> None:
+    got = plain_message(write(tmp_path, "name: a\nparts: [{size: -1}, {size: -2}]"))
+    assert got.count("key ") == 2 and "2 problem(s)" in got

@@ -197,13 +197,30 @@ def test_other_files_are_refused_by_name(text: str, message: str, tmp_path: Path
 
 
 def test_json_is_what_the_docs_say() -> None:
-    read = json.loads(ShardingPlan(table_wise("t", (8, 4), 1), 2).to_json())
-    assert read == {
+    plan = ShardingPlan(table_wise("t", (8, 4), 1), 2, {"t": "ssd"}, {"topology": "laptop"})
+    shards = [{"rows": [0, 8], "cols": [0, 4], "ranks": [1]}]
+    assert json.loads(plan.to_json()) == {
         "format": "tesserec sharding plan",
-        "version": 1,
+        "version": 2,
         "num_ranks": 2,
-        "tables": {"t": [{"rows": [0, 8], "cols": [0, 4], "ranks": [1]}]},
+        "planner": {"topology": "laptop"},
+        "tables": {"t": {"rows": 8, "cols": 4, "tier": "ssd", "shards": shards}},
     }
+    read = ShardingPlan.from_json(plan.to_json())
+    assert read == plan and read.tiers == {"t": "ssd"} and read.planner == {"topology": "laptop"}
+
+
+def test_files_of_version_1_are_still_read() -> None:
+    text = (
+        '{"format": "tesserec sharding plan", "version": 1, "num_ranks": 2, '
+        '"tables": {"t": [{"rows": [0, 8], "cols": [0, 4], "ranks": [0, 1]}]}}'
+    )
+    assert ShardingPlan.from_json(text) == ShardingPlan(data_parallel("t", (8, 4), range(2)), 2)
+
+
+def test_tiers_are_of_tables_that_there_are() -> None:
+    with pytest.raises(PlanError, match="tiers of 'u'; the model has 't'"):
+        ShardingPlan(table_wise("t", (8, 4), 0), 1, {"u": "ssd"}).check({"t": (8, 4)})
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])

@@ -47,6 +47,7 @@ def test_train_evaluate_predict(config: Path, data: Path, tmp_path: Path) -> Non
         "dataset.json",
         "checkpoints",
         "metrics.jsonl",
+        "measured.json",
         "curve.png",
         "report.json",
         "report.md",

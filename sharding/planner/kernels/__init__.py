@@ -1,0 +1,1 @@
+"""The Numba kernels of the planner: loops over arrays, nothing else."""
