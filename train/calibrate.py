@@ -12,13 +12,15 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from tesserec.embeddings.memory import available_memory
 from tesserec.sharding.launch import launch
 from tesserec.sharding.planner.grids import Curve, Kernels
 from tesserec.sharding.planner.topology import Device, Host, Link, Tier, Topology
+from tesserec.train.trial import in_step
 
 MOST_RANKS = 8  # measured at once, unless told
 INTERRUPTED = (130, -2)
@@ -45,25 +48,31 @@ def calibrate(ranks: int, progress: Progress) -> Topology:
 
     CalibrationError where the ranks fail; KeyboardInterrupt goes through.
     """
-    start = time.perf_counter()
-    alone = _measured_in(1, progress)
-    beside = _measured_in(ranks, progress) if ranks > 1 else alone
-    found = [*alone["kernels"], *(beside["kernels"] if ranks > 1 else ())]
-    kernels = tuple(parse_config(one, Kernels) for one in found)
-    return _topology(kernels, beside, ranks, time.perf_counter() - start)
+    start, counts = time.perf_counter(), (1, ranks) if ranks > 1 else (1,)
+    with ExitStack() as stack:
+        folders = [Path(stack.enter_context(TemporaryDirectory(prefix="tesserec-"))) for _ in counts]
+        found = [_measured_in(n, folder, progress) for n, folder in zip(counts, folders, strict=True)]
+        each = [tuple(parse_config(one, Kernels) for one in part["kernels"]) for part in found]
+        topology = _topology(tuple(chain(*each)), found[-1], ranks)
+        progress(1, 1, "trials")
+        # the trial was with all threads, which come last
+        each = [
+            (*kernels[:-1], in_step(kernels[-1], folder, topology.with_ranks(n)))
+            for kernels, folder, n in zip(each, folders, counts, strict=True)
+        ]
+    return _dated(_topology(tuple(chain(*each)), found[-1], ranks), time.perf_counter() - start)
 
 
-def _measured_in(ranks: int, progress: Progress) -> dict[str, Any]:
-    """What `ranks` ranks have found."""
-    with tempfile.TemporaryDirectory(prefix="tesserec-calibrate-") as folder:
-        with _watching(Path(folder), ranks, progress):
-            status = launch(ranks, [folder], ("-m", "tesserec.train.calibrate_rank"))
-        if status in INTERRUPTED:
-            raise KeyboardInterrupt
-        if status:
-            raise CalibrationError(f"measuring in {ranks} ranks ended with status {status}; see above")
-        found: dict[str, Any] = json.loads((Path(folder) / "found.json").read_text())
-        return found
+def _measured_in(ranks: int, folder: Path, progress: Progress) -> dict[str, Any]:
+    """What `ranks` ranks have found; their trial stays in `folder`."""
+    with _watching(folder, ranks, progress):
+        status = launch(ranks, [str(folder)], ("-m", "tesserec.train.calibrate_rank"))
+    if status in INTERRUPTED:
+        raise KeyboardInterrupt
+    if status:
+        raise CalibrationError(f"measuring in {ranks} ranks ended with status {status}; see above")
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
 
 
 @contextmanager
@@ -86,7 +95,7 @@ def _watching(folder: Path, ranks: int, progress: Progress) -> Iterator[None]:
         thread.join()
 
 
-def _topology(kernels: tuple[Kernels, ...], found: Mapping[str, Any], ranks: int, seconds: float) -> Topology:
+def _topology(kernels: tuple[Kernels, ...], found: Mapping[str, Any], ranks: int) -> Topology:
     """Data-sheet numbers, which a measured device hardly needs, are read off the grids."""
     last = kernels[-1]
     widest = last.lookup["float32"][max(last.lookup["float32"])]
@@ -103,14 +112,18 @@ def _topology(kernels: tuple[Kernels, ...], found: Mapping[str, Any], ranks: int
         process_bytes=found["process_bytes"],
         kernels=kernels,
     )
-    told = json.dumps([dataclasses.asdict(one) for one in kernels])
-    conditions = {
-        **_conditions(),
-        "seconds": round(seconds),
-        "fingerprint": hashlib.sha256(told.encode()).hexdigest()[:12],
-    }
     host = Host(ranks, "cpu", _link(found["messages"]))
-    return Topology(platform.node() or "this machine", {"cpu": device}, (host,), measured=conditions)
+    return Topology(platform.node() or "this machine", {"cpu": device}, (host,))
+
+
+def _dated(topology: Topology, seconds: float) -> Topology:
+    """With the conditions that it was measured in, and what names it."""
+    kernels = (one for device in topology.devices.values() for one in device.kernels)
+    told = json.dumps([dataclasses.asdict(one) for one in kernels])
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()[:12]
+    return replace(
+        topology, measured={**_conditions(), "seconds": round(seconds), "fingerprint": fingerprint}
+    )
 
 
 def _link(messages: Mapping[str, float]) -> Link:

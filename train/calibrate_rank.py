@@ -24,6 +24,7 @@ from tesserec.sharding.planner import calibration, measure
 from tesserec.sharding.planner.measure import Point
 from tesserec.train.process_memory import process_bytes
 from tesserec.train.reading_speed import reading, reading_prices
+from tesserec.train.trial import trial
 
 LEAST_MEMORY, MOST_MEMORY = 1 << 26, 1 << 30  # bytes of rows that a rank touches
 SHARE = 4  # of the memory that is free, 1 / so much; the states take half as much again
@@ -70,6 +71,8 @@ def main(folder: Path) -> None:
             prices = {**made.single, **reading_prices(times)}
             found.append(dataclasses.asdict(dataclasses.replace(made, single=prices)))
     messages.append(_messages(told, comm))
+    del points, memory
+    trial(folder, comm)
     if comm.rank == 0:
         fastest = {size: min(each[size] for each in messages) for size in messages[0]}
         text = json.dumps({"kernels": found, "messages": fastest, "process_bytes": resident})

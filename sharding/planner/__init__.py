@@ -1,1 +1,1 @@
-"""Which plan is fastest: topology → options → estimate → propose → partition → report, functions of numbers."""
+"""Which plan is fastest: topology, options, estimate, proposals, partition, report; functions of numbers."""

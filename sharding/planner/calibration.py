@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tesserec.autograd import num_threads
 from tesserec.sharding.planner import measure
 from tesserec.sharding.planner.frequencies import Frequencies
 from tesserec.sharding.planner.grids import Curve, Kernels
 from tesserec.sharding.planner.measure import COLD, SKEW, STAGES, Memory, Point
-from tesserec.sharding.planner.speeds import TAIL_WIDTH, Speeds, passes_of, radix_passes, reuse, surprise
+from tesserec.sharding.planner.speeds import (
+    TAIL_WIDTH,
+    Speeds,
+    passes_of,
+    radix_passes,
+    reuse,
+    surprise,
+    tasks_of,
+)
 from tesserec.sharding.planner.topology import Device, Tier
 
 Numbers = npt.NDArray[np.float64]
@@ -27,7 +36,10 @@ CACHED = 1 << 15
 SHORT, SHORT_WIDTHS = 4, (16, 64, 80, 112, 256)  # ids of a bag, where bags are what is measured
 LENGTH = 16  # ids of a bag, where rows are what is measured
 ELEMENTS = 1 << 20  # of rows in a timed lookup
-OUTPUTS = tuple(1 << k for k in (15, 18, 20, 21, 22, 23, 24, 25, 26))  # bytes
+MORE = 8  # times as many on several threads, beside which waking them is little
+FORKED = 64  # width of the rows of which a few are looked up too: to wake threads is most of that
+OUTPUTS = tuple(1 << k for k in (15, 18, 20, 21, 22, 23, 24, 25, 26))  # bytes, of rows of 64
+NARROW_BAGS = 1 << 14  # of rows of 4, where bags are what is measured
 
 UPDATED_SETS = tuple(1 << k for k in (19, 20, 21, 22, 23, 24, 25, 26, 28))
 UPDATED_WIDTHS = (16, 64, 256)
@@ -74,7 +86,7 @@ MESSAGES = (8, 1_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10
 
 
 def points(memory: Memory) -> dict[Point, Any]:
-    """{point: its timer} of all that is measured of kernels."""
+    """{point: its timer} of all that is measured of kernels, on `num_threads()` threads."""
     found: dict[Point, Any] = {("nothing", "lookup"): measure.Lookup(memory, 1024, 16, "float32", 8, 1)}
     found["nothing", "update"] = measure.Update(memory, "sgd", 1024, 16, "float32", 8, 1)
     found |= _lookups(memory) | _updates(memory)
@@ -83,7 +95,8 @@ def points(memory: Memory) -> dict[Point, Any]:
             memory, min(rows, memory.size // 64), 16, "float32", bags // length, length
         )
     rows, ids, length = SKEWED
-    hot = min(HOT_ROWS, memory.size // (4 * HOT_WIDTH)), HOT_WIDTH, "float32", HOT_BAGS, LENGTH
+    bags = HOT_BAGS * more(num_threads())
+    hot = min(HOT_ROWS, memory.size // (4 * HOT_WIDTH)), HOT_WIDTH, "float32", bags, LENGTH
     found["hot",] = measure.Lookup(memory, *hot, skewed=True)
     for kind in ("even", "skewed"):
         found[kind, *SKEWED] = measure.Sort(
@@ -108,22 +121,30 @@ def _lookups(memory: Memory) -> dict[Point, Any]:
     cases = [(t, d, size) for t in TYPES for d in WIDTHS for size in sets]
     cases += [(t, d, CACHED) for t in TYPES for d in CACHED_WIDTHS]
     cases += [("float32", TAIL_WIDTH, size) for size in sets]
+    threads = num_threads()
     for data_type, width, size in cases:
-        bags = lookup_bags(width)
+        bags = lookup_bags(width, threads)
         rows = max(LENGTH, size // (width * TYPES[data_type]))
         found["lookup", data_type, width, size] = measure.Lookup(memory, rows, width, data_type, bags, LENGTH)
     for width in SHORT_WIDTHS:
-        bags, rows = lookup_bags(width) * LENGTH // SHORT, CACHED // (4 * width)
+        bags, rows = lookup_bags(width, threads) * LENGTH // SHORT, CACHED // (4 * width)
         found["short", width] = measure.Lookup(memory, rows, width, "float32", bags, SHORT)
     for size in OUTPUTS:
         found["output", size] = measure.Lookup(memory, 64, 64, "float32", size // 256, 1)
-    found["output", 0] = measure.Lookup(memory, 64, 4, "float32", 1 << 14, 1)
+    found["output", 0] = measure.Lookup(memory, 64, 4, "float32", NARROW_BAGS * more(threads), 1)
+    rows, bags = CACHED // (4 * FORKED), lookup_bags(FORKED, threads) // more(threads)
+    found["fork",] = measure.Lookup(memory, rows, FORKED, "float32", bags, LENGTH)
     return found
 
 
-def lookup_bags(width: int) -> int:
+def more(threads: int) -> int:
+    """Times as many elements of rows are looked up on so many threads."""
+    return MORE if threads > 1 else 1
+
+
+def lookup_bags(width: int, threads: int) -> int:
     """Bags of a timed lookup."""
-    return max(64, min(4096, ELEMENTS // width // LENGTH))
+    return more(threads) * max(64, min(4096, ELEMENTS // width // LENGTH))
 
 
 def _updates(memory: Memory) -> dict[Point, Any]:
@@ -167,21 +188,23 @@ def updated_sets(width: int, most: int) -> list[int]:
 def kernels(times: Times, ranks: int, threads: int) -> Kernels:
     """The grids, of what was measured."""
     calls = {name: times["nothing", name] for name in ("lookup", "update")}
-    bag, output = _output(times, calls["lookup"])
-    bags = {"bag": bag, **_bags(times, output)}
-    rows = _rows(times, calls["lookup"], bags, output)
+    fork = _fork(times, calls["lookup"], threads)
+    bag, output = _output(times, calls["lookup"] + fork, threads)
+    bags = {"bag": bag, **_bags(times, output, threads)}
+    rows = _rows(times, calls["lookup"] + fork, bags, output, threads)
     gradient = _gradient(times, calls["update"])
     update, run = _update(times, calls["update"], gradient)
     cached = {t: {d: _rounded(rows[t, d, CACHED]) for d in CACHED_WIDTHS} for t in TYPES}
     sets = sorted({key[3] for key in times if key[0] == "lookup" and key[3] != CACHED})
 
     def curve(data_type: str, width: int) -> Curve:
-        reached = [looked_up_reach(width, TYPES[data_type], size) for size in sets]
+        reached = [looked_up_reach(width, TYPES[data_type], size, threads) for size in sets]
         return _curve(reached, [rows[data_type, width, size] for size in sets])
 
     lookup = {t: {d: curve(t, d) for d in WIDTHS} for t in TYPES}
     tail = curve("float32", TAIL_WIDTH)
-    single = {**calls, **bags, "run": run, **_sort(times), **_rest(times, cached["float32"])}
+    single = {**calls, "fork": fork, **bags, "run": run, **_sort(times)}
+    single |= _rest(times, cached["float32"], fork)
     single |= _two_blocks(times, calls["update"], gradient, update)
     made = Kernels(
         ranks,
@@ -202,19 +225,19 @@ def kernels(times: Times, ranks: int, threads: int) -> Kernels:
 def _drift(made: Kernels, taken: float) -> float:
     """What explains the lookup of skewed ids: see `reuse`. Of `DRIFTS`, the one that comes nearest."""
     device = Device("cpu", (Tier("dram", 1e9, 1e9),), 1e9, threads=made.threads * made.ranks, kernels=(made,))
-    speeds, ids = Speeds(device, made.ranks), HOT_BAGS * LENGTH
+    speeds, bags = Speeds(device, made.ranks), HOT_BAGS * more(made.threads)
     frequencies = Frequencies.zipf(HOT_ROWS, SKEW, ordered=False)
 
     def missed(drift: float) -> float:
-        depth = reuse(frequencies, 4.0 * HOT_WIDTH, ids, COLD, drift)
-        return abs(float(speeds.lookup(ids, HOT_BAGS, HOT_WIDTH, 4, depth)) - taken)
+        depth = reuse(frequencies, 4.0 * HOT_WIDTH, bags * LENGTH, COLD, drift)
+        return abs(float(speeds.lookup(bags * LENGTH, bags, HOT_WIDTH, 4, depth)) - taken)
 
     return min(DRIFTS, key=missed)
 
 
-def looked_up_reach(width: int, item_bytes: int, size: float) -> float:
+def looked_up_reach(width: int, item_bytes: int, size: float, threads: int) -> float:
     """How far apart two lookups of a row are, at most, in a table of `size` bytes."""
-    bags = lookup_bags(width)
+    bags = lookup_bags(width, threads)
     beside = COLD + 4.0 * bags * width + 8.0 * bags * LENGTH
     return reach(size, float(bags * LENGTH * width * item_bytes), beside)
 
@@ -224,11 +247,12 @@ def reach(size: float, own: float, beside: float) -> float:
     return size * (1 + beside / own) if size > own else size
 
 
-def _bags(times: Times, output: Curve) -> dict[str, float]:
+def _bags(times: Times, output: Curve, threads: int) -> dict[str, float]:
     """What a bag of several ids takes by itself, for each pass of the kernel and each vector."""
     terms, taken = [], []
     for width in SHORT_WIDTHS:
-        long, many = lookup_bags(width), lookup_bags(width) * LENGTH // SHORT
+        long = lookup_bags(width, threads)
+        many = long * LENGTH // SHORT
         written = [n * 4 * width * _at(output, n * 4 * width) for n in (long, many)]
         short = times["short", width] - written[1]
         spent = short - (times["lookup", "float32", width, CACHED] - written[0])
@@ -258,22 +282,34 @@ def _at(curve: Curve, size: float) -> float:
     return float(np.interp(size, curve.sizes, curve.seconds))
 
 
-def _output(times: Times, call: float) -> tuple[float, Curve]:
+def _fork(times: Times, call: float, threads: int) -> float:
+    """What several threads take to be woken: of a lookup, and one `MORE` times as large, what both have."""
+    if threads == 1:
+        return 0.0
+    both = (MORE * times["fork",] - times["lookup", "float32", FORKED, CACHED]) / (MORE - 1)
+    return max(0.0, both - call)
+
+
+def _output(times: Times, call: float, threads: int) -> tuple[float, Curve]:
     """(seconds of a bag, of a byte written by the bytes of the output)."""
-    bags = 1 << 14
-    narrow = (times["lookup", "float32", 4, CACHED] - call) / (lookup_bags(4) * LENGTH)
+    bags = NARROW_BAGS * more(threads)
+    narrow = (times["lookup", "float32", 4, CACHED] - call) / (lookup_bags(4, threads) * LENGTH)
     bag = max(0.0, (times["output", 0] - call) / bags - narrow)
-    row = (times["lookup", "float32", 64, CACHED] - call) / (lookup_bags(64) * LENGTH)
-    costs = [max(0.0, ((times["output", size] - call) / (size >> 8) - row - bag) / 256) for size in OUTPUTS]
-    return _rounded(bag), _curve(OUTPUTS, np.maximum.accumulate(costs))
+    row = (times["lookup", "float32", 64, CACHED] - call) / (lookup_bags(64, threads) * LENGTH)
+    # what is one task tells nothing of several threads
+    sizes = [size for size in OUTPUTS if threads == 1 or tasks_of(size >> 2) > 1]
+    costs = [max(0.0, ((times["output", size] - call) / (size >> 8) - row - bag) / 256) for size in sizes]
+    return _rounded(bag), _curve(sizes, np.maximum.accumulate(costs))
 
 
-def _rows(times: Times, call: float, price: Mapping[str, float], output: Curve) -> dict[Point, float]:
+def _rows(
+    times: Times, call: float, price: Mapping[str, float], output: Curve, threads: int
+) -> dict[Point, float]:
     """{(data type, width, working set): seconds of a row}, without what its bag costs."""
     found = {}
     for key, taken in times.items():
         if key[0] == "lookup":
-            bags, width = lookup_bags(key[2]), key[2]
+            bags, width = lookup_bags(key[2], threads), key[2]
             written = bags * 4 * width * _at(output, bags * 4 * width)
             bag = price["bag"] + passes_of(width) * price["bag_pass"] + width // 16 * price["bag_vector"]
             spent = taken - call - bags * bag - written
@@ -335,7 +371,7 @@ def _sort(times: Times) -> dict[str, float]:
     return prices | {"sort_skew": max(0.0, more) / SKEWED[1]}
 
 
-def _rest(times: Times, cached: Mapping[int, float]) -> dict[str, float]:
+def _rest(times: Times, cached: Mapping[int, float], fork: float) -> dict[str, float]:
     found = {f"dense_{n}": times["dense", name] / DENSE_SIZE for name, n in DENSE.items()}
     one, several = times["slices", 1], times["slices", SLICES]
     found["slice_sum"] = max(several - one, 0.0) / (SLICES - 1) / (DENSE_SIZE >> 2)
@@ -343,10 +379,10 @@ def _rest(times: Times, cached: Mapping[int, float]) -> dict[str, float]:
     found["flop"] = times["gemm",] / (2.0 * np.prod(GEMM))  # each thread has made one product
     for name in CODECS:
         found[f"codec_{name}"] = times["codec", name] / (2.0 * np.prod(CODED))
-    return found | _stages(times, cached)
+    return found | _stages(times, cached, fork)
 
 
-def _stages(times: Times, cached: Mapping[int, float]) -> dict[str, float]:
+def _stages(times: Times, cached: Mapping[int, float], fork: float) -> dict[str, float]:
     """Of stages of the exchange: a start, a wire (a piece and a peer), an id, a touched bag, its numbers."""
     terms: list[tuple[float, ...]] = []
     for tables, batch, length, width in STAGED:
@@ -355,8 +391,9 @@ def _stages(times: Times, cached: Mapping[int, float]) -> dict[str, float]:
         terms.append((1.0, wires, ids, touched, touched * width))
     taken = {stage: [times["stage", stage, *shape] for shape in STAGED] for stage in STAGES}
     for k, (tables, batch, length, width) in enumerate(STAGED):  # rows are counted as lookups
-        row = cached[width if width in cached else 16] * tables * batch * length
-        taken["look_up"][k] = max(taken["look_up"][k] - row, 0.5 * taken["look_up"][k])
+        ids = tables * batch * length
+        rows = cached[width if width in cached else 16] * ids + fork * (tasks_of(ids * width) > 1)
+        taken["look_up"][k] = max(taken["look_up"][k] - rows, 0.5 * taken["look_up"][k])
     asked = ("ids", "ids_wire", "ids_id", "ids_bag")
     prices = fitted(asked, [term[:4] for term in terms], taken["input_dist"])
     for stage, name in (("look_up", "vectors"), ("row_grads", "grads")):

@@ -69,15 +69,16 @@ class Costs:
         if self.world == 1:
             found[COLUMN["dense"]] += speeds.sum_slices(dense.parameters, slices)
         kept = dense.parameters / (self.world if dense.sharded else 1)
-        found[COLUMN["update"]] = speeds.dense_update(kept, dense.state_numbers) + self.device.step
-        pools = len({(table.dim, table.data_type) for table in work.tables})
-        found[COLUMN["lookup"]] = pools * speeds.lookup(0.0, 0.0, 1.0, 4.0)
-        found[COLUMN["update"]] += pools * speeds.update(0.0, 0.0, 1.0, 4.0, work.optimizer)
+        found[COLUMN["update"]] = speeds.dense_update(kept, dense.state_numbers)
+        pools = self._pools()  # each is looked up in one go
+        found[COLUMN["lookup"]] = sum(float(speeds.start_lookup(elements)) for elements in pools.values())
+        found[COLUMN["update"]] += len(pools) * speeds.update(0.0, 0.0, 1.0, 4.0, work.optimizer)
         found[COLUMN["route"]] = speeds.pack_ids(0.0, 0.0, 0.0, self.ranks - 1)
         found[COLUMN["add"]] = speeds.add_vectors(0.0, 0.0)
         found[COLUMN["pack"]] = speeds.pack_grads(0.0, 0.0)
         if self.world > 1:
             self._reduce(found, slices)
+        found[COLUMN["rest"]] = speeds.rest
         return found * self.factors
 
     @cached_property
@@ -177,7 +178,7 @@ class Costs:
         reads, firsts = self._reuse(traffic)
         bags = traffic.answered * traffic.asked.bags
         out[:, COLUMN["lookup"]] += _more(
-            partial(self.speeds.lookup, out_bytes=self.vectors),
+            partial(self.speeds.lookup, out_bytes=self.vectors, started=True),
             [traffic.rows_read, bags],
             pieces.width,
             item,
@@ -246,6 +247,14 @@ class Costs:
         dense, slices = work.dense, min(self.samples, work.slice_size * self.speeds.threads)
         kept = 4 * dense.parameters * (2 + dense.state_numbers)
         return rows / self.ranks + 2 * self.vectors + slices * dense.activation_bytes + kept
+
+    def _pools(self) -> dict[tuple[int, str], float]:
+        """Elements of rows that a rank looks up in tables of each width and type, in the mean."""
+        found: dict[tuple[int, str], float] = {}
+        for table in self.workload.tables:
+            pool = table.dim, table.data_type
+            found[pool] = found.get(pool, 0.0) + self.samples * table.mean_length * table.dim
+        return found
 
     def _codec(self, values: Numbers, name: str) -> Numbers:
         return np.asarray(_more(self.speeds.codec, [values], name))

@@ -55,6 +55,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "vectors_network": ("look_up", "vectors_network"),
     "add": ("look_up", "compute"),
     "dense": ("compute", "compute"),
+    "rest": ("rest", "compute"),
     "pack": ("row_grads", "compute"),
     "grads_inside": ("row_grads", "grads_inside"),
     "grads_network": ("row_grads", "grads_network"),
@@ -69,7 +70,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "columns_network": ("update", "columns_network"),
     "update": ("update", "rows"),
 }
-STAGES = ("read", "input_dist", "look_up", "compute", "row_grads", "reduction", "update")
+STAGES = ("read", "input_dist", "look_up", "compute", "row_grads", "reduction", "update", "rest")
 
 COLUMN = {name: k for k, name in enumerate(COLUMNS)}
 LANE = {name: k for k, name in enumerate(LANES)}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -113,6 +114,8 @@ def search(
 ) -> Found:
     """The fastest plan that was found, of those that fit.
 
+    Slower tiers are looked at only where the fastest has no room, or a constraint names them.
+
     fix: a plan whose tables stay where they are; if the others do not fit then, the fewest bytes move.
     caps: more that a rank can hold only so much of. allow: which options may be used. Ctrl-C ends the search
     with the best plan so far. ConstraintsError; InfeasibleError where no plan fits.
@@ -123,11 +126,19 @@ def search(
         found = search(workload, topology, constraints, _A_LITTLE, caps=caps, allow=allow)
         return found.estimate.step_seconds
 
-    try:
-        weigher = Weigher(CostModel(workload, topology), constraints, caps, allow)
+    def searched(asked: Constraints) -> Found:
+        weigher = Weigher(costs, asked, caps, allow)
         return _Searching(weigher, _space(weigher, fix), budget, report).found()
+
+    costs, asked = CostModel(workload, topology), constraints or Constraints()
+    fastest, *slower = topology.tier_names
+    if slower and asked.default.tiers is None:
+        with suppress(InfeasibleError):
+            return searched(replace(asked, default=replace(asked.default, tiers=(fastest,))))
+    try:
+        return searched(asked)
     except InfeasibleError as error:
-        error.ways = WaysOut(workload, topology, constraints or Constraints(), retry)
+        error.ways = WaysOut(workload, topology, asked, retry)
         raise
 
 

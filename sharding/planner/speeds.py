@@ -11,6 +11,7 @@ share of reads by reuse distance, the bytes that were touched in between.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -44,7 +45,7 @@ __all__ = [
     "at_distance",
     "passes_of",
 ]
-__all__ += ["radix_passes", "reuse", "speeds_of", "surprise"]
+__all__ += ["radix_passes", "reuse", "speeds_of", "surprise", "tasks_of"]
 
 INTERVALS: Numbers = np.concatenate([[0.0], 10.0 ** np.linspace(0, 13, 105)])  # ids between two of one row
 
@@ -143,20 +144,47 @@ class Speeds:
         tier: str | None = None,
         *,
         out_bytes: Real = None,
+        started: bool = False,
     ) -> Any:
-        """Rows read and pooled: "lookup" + ids · row + bags · ("bag" + 4·width · byte written).
+        """Rows read and pooled: `start_lookup` + ids · row + bags · ("bag" + 4·width · byte written).
 
         Bags of several ids have passes · "bag_pass" + vectors · "bag_vector" on top, unless memory is slower.
+        What is one task takes what it takes on one thread.
 
         width: columns of the piece. reuse: (…, K), or None for all from the tier. out_bytes: of the whole
-        output that this is a part of.
+        output that this is a part of. started: so is the lookup, which is started and cut as a whole.
         """
+        if started:
+            return self._looked_up(ids, bags, width, item_bytes, reuse, tier, out_bytes)
+        elements = np.asarray(ids) * width
+        found = self._looked_up(ids, bags, width, item_bytes, reuse, tier, out_bytes)
+        found = self.start_lookup(elements) + found
+        if self._one_thread is None:
+            return found
+        one = self._one_thread.lookup(ids, bags, width, item_bytes, reuse, tier, out_bytes=out_bytes)
+        return np.where(tasks_of(elements) > 1, found, one)
+
+    def start_lookup(self, elements: Real) -> Any:
+        """The price "lookup"; where so many elements of rows are several tasks, "fork", to wake threads."""
+        return self.price["lookup"] + self.price.get("fork", 0.0) * (tasks_of(elements) > 1)
+
+    def _looked_up(
+        self,
+        ids: Real,
+        bags: Real,
+        width: Real,
+        item_bytes: Real,
+        reuse: Any,
+        tier: str | None,
+        out_bytes: Real,
+    ) -> Any:
+        """`lookup` without its start."""
         written = 4.0 * width * self._curve(self.kernels.output, _or(out_bytes, 4.0 * width * bags))
         bag = passes_of(width) * self.price["bag_pass"] + np.asarray(width) // 16 * self.price["bag_vector"]
         several = np.asarray(ids) > np.asarray(bags)
         each = bag * several * bags / np.maximum(ids, 1e-9)
         row = self.row(width, item_bytes, reuse, tier, each)
-        return self.price["lookup"] + ids * row + bags * (self.price["bag"] + written)
+        return ids * row + bags * (self.price["bag"] + written)
 
     def update(
         self,
@@ -286,8 +314,16 @@ class Speeds:
         return 2 * self.exchange(part, ranks - 1, link) + size / 4 * self.price["slice_sum"]
 
     def factor(self, stage: str) -> float:
-        """What measured steps took of this stage as a multiple of the estimate; 1 where nobody measured."""
-        return self.device.factors.get(stage, 1.0)
+        """What measured steps took of this stage as a multiple of what kernels say; 1 where nobody measured.
+
+        First those of the calibration's own trial, "in_step_…", then those of `plan compare --refit`.
+        """
+        return self.kernels.single.get(f"in_step_{stage}", 1.0) * self.device.factors.get(stage, 1.0)
+
+    @property
+    def rest(self) -> float:
+        """Seconds of a step that are in no stage: between them, and waiting for the others' delays."""
+        return self.kernels.single.get("rest", 0.0) + self.device.step
 
     def row(
         self, width: Real, item_bytes: Real, reuse: Any = None, tier: str | None = None, more: Real = 0.0
@@ -357,11 +393,19 @@ class Speeds:
         return self.scale * np.interp(np.log2(np.maximum(size, 1.0)), log_sizes(curve), curve.seconds)
 
     @cached_property
+    def _one_thread(self) -> Speeds | None:
+        """What one task takes on this rank; None where that is no other, or where nobody measured."""
+        if self.threads == 1 or not self.device.kernels:
+            return None
+        return Speeds(replace(self.device, threads=self.sharing), self.sharing)
+
+    @cached_property
     def _cached(self) -> dict[str, BlockTimes]:
         return {kind: BlockTimes(seconds, self.scale) for kind, seconds in self.kernels.cached.items()}
 
 
 ITEM_BYTES = {"float32": 4, "float16": 2}
+TASK = 1 << 18  # elements of rows that lookups count as a task
 TAIL_WIDTH = 20  # of the rows that `Kernels.tail` is measured of
 SENDER = 0.7  # of what ids cost on their way, at the rank that sends them
 _ROW_RULES = ("sgd", "rowwise_adagrad")
@@ -370,6 +414,11 @@ _ROW_RULES = ("sgd", "rowwise_adagrad")
 def surprise(repeated: Any) -> Any:
     """How unlike each other the runs of equal ids are, 0 to 1, where a row has so many ids in the mean."""
     return 1 - np.exp(1 - np.maximum(repeated, 1.0))
+
+
+def tasks_of(elements: Any) -> Any:
+    """Tasks that a lookup of so many elements of rows is cut into; 0 and 1 are one."""
+    return np.asarray(elements) // TASK
 
 
 def radix_passes(rows: Any) -> Any:

@@ -29,6 +29,7 @@ STAGES = {
     "row_grads": "gradients of pooled rows go to the ranks that hold the rows",
     "reduction": "gradients of the dense model are summed over ranks",
     "update": "rows and their state are written",
+    "rest": "what lies between stages, and waiting for others that are late by chance",
 }
 PARTS = {
     "rows": "rows of the tables, replicas included",

@@ -36,13 +36,16 @@ def points() -> dict[Point, Any]:
     return calibration.points(Memory(1 << 26))
 
 
-def truth(point: Point) -> float:
-    """Seconds of a machine without caches, whose costs are round numbers."""
+FORK = 100e-6
+
+
+def truth(point: Point, threads: int = 1) -> float:
+    """Seconds of a machine without caches, whose costs are round numbers, and no less with more threads."""
     kind, *at = point
     if kind == "nothing":
         return 50e-6
-    if kind in ("lookup", "short", "hot", "output"):
-        return 50e-6 + lookup_truth(kind, at)
+    if kind in ("lookup", "short", "hot", "output", "fork"):
+        return 50e-6 + lookup_truth(kind, at, threads)
     if kind == "sort":
         rows, ids, length = at
         return float(40e-6 + NS * (ids * (1 + radix_passes(rows)) + 2 * ids / length))
@@ -57,12 +60,17 @@ def truth(point: Point) -> float:
     return 1e-3
 
 
-def lookup_truth(kind: str, at: list[Any]) -> float:
+def lookup_truth(kind: str, at: list[Any], threads: int) -> float:
+    more = calibration.more(threads)
+    fork = FORK * (threads > 1)
     if kind == "output":
-        return NS * 2.5 * ((at[0] >> 8) if at[0] else 1 << 14)
+        narrow = calibration.NARROW_BAGS * more
+        return float(NS * 2.5 * ((at[0] >> 8) if at[0] else narrow) + fork * (not 0 < at[0] < 1 << 21))
     data_type, width = (at[0], at[1]) if kind == "lookup" else ("float32", at[0] if at else 32)
-    ids = calibration.HOT_BAGS * 16 if kind == "hot" else calibration.lookup_bags(width) * 16
-    return NS * ids * (2 + 0.5 * float(lines_of(width * calibration.TYPES[data_type])))
+    ids = calibration.HOT_BAGS * more * 16 if kind == "hot" else calibration.lookup_bags(width, threads) * 16
+    if kind == "fork":
+        width, ids = calibration.FORKED, calibration.lookup_bags(calibration.FORKED, 1) * 16
+    return fork + NS * ids * (2 + 0.5 * float(lines_of(width * calibration.TYPES[data_type])))
 
 
 def update_truth(kind: str, at: list[Any]) -> float:
@@ -99,6 +107,26 @@ def test_rows_come_back(speeds: Speeds, width: int, distance: float) -> None:
     assert float(speeds.row(width, 4, at_distance(distance))) == pytest.approx(expected, rel=0.15)
     expected = NS * (2 + 0.5 * float(lines_of(width * 2)))
     assert float(speeds.row(width, 2, at_distance(distance))) == pytest.approx(expected, rel=0.2)
+
+
+def test_waking_threads_is_paid_once(points: dict[Point, Any]) -> None:
+    made = [
+        with_reading(calibration.kernels({p: truth(p, threads) for p in points}, 1, threads))
+        for threads in (1, 2)
+    ]
+    assert made[0].single["fork"] == 0 and made[1].single["fork"] == pytest.approx(FORK, rel=0.02)
+    one, two = (made[k].cached["float32"] for k in range(2))
+    assert two == pytest.approx(one, rel=0.05)
+    device = Device("cpu", (Tier("dram", 8e9, 1e10),), 1e11, threads=2, kernels=tuple(made))
+    speeds, near = Speeds(device), at_distance(2.0**15)
+    alone = Speeds(replace(device, threads=1))
+    task = 4096, 256, 64, 4, near
+    assert float(speeds.lookup(*task)) == float(alone.lookup(*task))
+    several = np.array([16384, 65536]), 1024, 64, 4, near
+    assert speeds.lookup(*several) - alone.lookup(*several) == pytest.approx(FORK, rel=0.1)
+    part = speeds.lookup(*task, started=True)
+    assert float(part) == pytest.approx(float(alone.lookup(*task)) - 50e-6, rel=0.05)
+    assert float(speeds.start_lookup(1e6)) == pytest.approx(50e-6 + FORK, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["sgd", "rowwise_adagrad", "adagrad", "adam"])

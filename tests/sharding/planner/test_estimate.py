@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tesserec.sharding.placement import KINDS, make_plan
 from tesserec.sharding.plan import PlanError, ShardingPlan, table_wise
+from tesserec.sharding.planner.datasheet import kernels_of
 from tesserec.sharding.planner.distance import Distances
 from tesserec.sharding.planner.estimate import CostModel
 from tesserec.sharding.planner.exchanges import Placed
@@ -151,6 +153,27 @@ def test_one_rank_talks_to_nobody() -> None:
     estimate = CostModel(WORKLOAD, alone).estimate(make_plan(WORKLOAD.shapes(), 1, default="table_wise"))
     assert not estimate.traffic.any()
     assert estimate.stages["input_dist"].max() < 1e-4 and not estimate.stages["reduction"].any()
+
+
+def test_threads_are_woken_once_for_each_pool_that_is_worth_it() -> None:
+    kernels = kernels_of(CPU, 1)
+    found = []
+    for fork in (0.0, 1e-3):
+        measured = replace(kernels, single={**kernels.single, "fork": fork})
+        device = replace(CPU, kernels=(measured,))
+        model = CostModel(WORKLOAD, Topology("one", {"cpu": device}, (Host(1, "cpu", INSIDE),)))
+        plan = make_plan(WORKLOAD.shapes(), 1)
+        found.append((model.base, [model.pieces(t, *pieces_of(model, t, plan)) for t in WORKLOAD.tables]))
+    (base, without), (forked, same) = found
+    more = (forked - base).sum(0)
+    assert more[COLUMN["lookup"]] == pytest.approx(1e-3)  # tables a and c are one pool, b is a single task
+    for one, other in zip(without, same, strict=True):
+        np.testing.assert_array_equal(one.holder, other.holder)
+
+
+def pieces_of(model: CostModel, table: Table, plan: ShardingPlan) -> tuple[Any, Any, Any]:
+    placed = Placed.of(table, plan, model.hosts)
+    return placed.rows, placed.cols, placed.counts
 
 
 def test_groups_of_replicas_plan_for_one_group() -> None:
