@@ -32,7 +32,7 @@ ON_TIER = [PART["rows"], PART["state"]]  # what lies in the tier of its table; t
 
 # What reading takes, measured: times the bytes of a decoded buffer with its batches, and those of the next;
 # beside them what Arrow's threads keep to themselves for each stream of lists. It varies by a tenth.
-_BUFFER, _NEXT_BUFFER, _DECODERS = 1.63, 1.0, 10e6
+_BUFFER, _NEXT_BUFFER, _DECODERS = 1.63, 1.0, 30e6
 _ID, _OFFSET, _NUMBER, _ENTRY, _SOURCE, _PLACE = 8, 8, 4, 16, 16, 4
 
 
