@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.harness import Line, Report
 from tesserec.autograd import num_threads, optim, set_num_threads
 from tesserec.autograd.tensor import Tensor, accumulate, backpropagate, no_grad
-from tesserec.cli.plan_calibrate import machine_file
+from tesserec.cli.plan_options import machine_file
 from tesserec.dataio.config import read_config
 from tesserec.embeddings import (
     Constant,

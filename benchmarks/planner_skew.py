@@ -31,8 +31,9 @@ from benchmarks.sharded_step import mpi
 from tesserec.cli.plan_options import machine_file
 from tesserec.dataio.config import read_config
 from tesserec.dataio.dataset import Dataset, Split
+from tesserec.sharding.placement import Kind
 from tesserec.sharding.plan import ShardingPlan
-from tesserec.sharding.planner.constraints import Constraints, Kind, ParameterConstraints
+from tesserec.sharding.planner.constraints import Constraints, ParameterConstraints
 from tesserec.sharding.planner.describe import placement_of
 from tesserec.sharding.planner.frequencies import Frequencies, Lengths
 from tesserec.sharding.planner.search import Budget, search

@@ -28,8 +28,9 @@ import numpy as np
 
 from benchmarks.harness import Line, Report, Side, arguments
 from benchmarks.planner_cases import MACHINE, PER_HOST, RESERVE, SAMPLES, Case, cases, ours, theirs
+from tesserec.sharding.placement import Kind
 from tesserec.sharding.plan import ShardingPlan
-from tesserec.sharding.planner.constraints import Constraints, Kind, ParameterConstraints
+from tesserec.sharding.planner.constraints import Constraints, ParameterConstraints
 from tesserec.sharding.planner.estimate import CostModel
 from tesserec.sharding.planner.infeasible import InfeasibleError
 from tesserec.sharding.planner.options import ShardingOption

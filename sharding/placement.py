@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Literal, get_args
 
 from tesserec.sharding.plan import (
     PlanError,
@@ -21,8 +22,7 @@ from tesserec.sharding.plan import (
     table_wise,
 )
 
-KINDS = (
-    "auto",
+Kind = Literal[
     "data_parallel",
     "table_wise",
     "row_wise",
@@ -31,7 +31,8 @@ KINDS = (
     "table_column_wise",
     "grid_shard",
     "hot_cold",
-)
+]
+KINDS: tuple[str, ...] = ("auto", *get_args(Kind))
 SMALL = 1 << 18  # elements, 1 MiB of float32: what is replicated rather than asked for over the wire
 
 

@@ -12,24 +12,15 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from annotated_types import Ge, Gt, MinLen
 
+from tesserec.sharding.placement import Kind
 from tesserec.sharding.plan import PlanError
 from tesserec.sharding.planner.topology import Topology
 from tesserec.sharding.planner.units import Bytes
 
-Kind = Literal[
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-    "hot_cold",
-]
 KINDS: tuple[str, ...] = get_args(Kind)
 REPLICATED = ("data_parallel", "hot_cold")
 STRICT = {"extra": "forbid", "allow_inf_nan": False}

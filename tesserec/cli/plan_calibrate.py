@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tesserec.cli.console import fail, out, print_json, progress_bar
+from tesserec.cli.plan_options import machine_file
 
 if TYPE_CHECKING:
     from tesserec.sharding.planner.topology import Topology
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
 COMMENT = """What `tesserec plan calibrate` measured on this machine, and `tesserec plan` reads. Edit it
 freely: an error names the line. Sizes are bytes, times seconds; with units if you like: 80 GB, 20 us.
 kernels: see the docstring of tesserec.sharding.planner.grids.Kernels."""
-
-
-def machine_file() -> Path:
-    """Where the calibration of this machine is kept."""
-    return Path(typer.get_app_dir("tesserec")) / "machine.yaml"
 
 
 def calibrate(
