@@ -180,12 +180,21 @@ class TableCounter:
         others = np.flatnonzero(~kept)
         if len(others) > quarter:
             cut = len(others) - quarter
-            order = others[np.argpartition(counts[others], cut)]
+            order = others[np.argpartition(_scattered(rows[others], counts[others].astype(np.int64)), cut)]
             self._low += int(counts[order[:cut]].max())
             others = order[cut:]
         kept[others] = True
         self._table = KeyTable(expected=self._limit)
         self._table.put(rows[kept], counts[kept])
+
+
+def _scattered(rows: Keys, counts: Counts) -> Counts:
+    """Numbers in the order of `counts`, ties by a hash.
+
+    Entries come in the order of their slots: neighbours would be one long run of slots of the next table.
+    """
+    found: Counts = (counts << 31) | (hash_integers(rows, seed=2) & 0x7FFFFFFF)
+    return found
 
 
 def is_sampled(rows: Keys, level: int) -> npt.NDArray[np.bool_]:

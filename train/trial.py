@@ -35,6 +35,7 @@ from tesserec.train.ranks import on_first_rank
 
 STEPS, BATCH, DIM, GROUP = 96, 4096, 48, 8192
 GROUPS = 52  # more than the steps need: no epoch begins among them
+MOST_REST = 0.25  # of a step: more is the work of other processes, which no step of ours explains
 # rows, ids of a sample (lists have 1 to 2 n - 1), Zipf's exponent, how it is sharded on several ranks
 FEATURES: tuple[tuple[int, int, float, str], ...] = (
     (600_000, 4, 1.05, "row_wise"),
@@ -85,7 +86,8 @@ def in_step(kernels: Kernels, folder: Path, topology: Topology) -> Kernels:
     found = compare(workload, plan, costs.estimate(plan), measured, "trial")
     (device,) = refitted(topology, costs, plan, found).devices.values()
     fitted = _priced(kernels, {f"in_step_{stage}": factor for stage, factor in device.factors.items()})
-    rest = max(measured.stages["step"]["seconds"]) - _step(workload, plan, topology, fitted)
+    step = _step(workload, plan, topology, fitted)
+    rest = min(max(measured.stages["step"]["seconds"]) - step, MOST_REST * step)
     return _priced(fitted, {"rest": round(max(0.0, rest), 7)})
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tesserec.cli.console import fail, out, print_json, progress_bar
+from tesserec.cli.console import console, fail, out, print_json, progress_bar
 from tesserec.cli.plan_options import machine_file
 
 if TYPE_CHECKING:
     from tesserec.sharding.planner.topology import Topology
 
+BUSY = 0.5  # cores: from there on others are worth a word
 COMMENT = """What `tesserec plan calibrate` measured on this machine, and `tesserec plan` reads. Edit it
 freely: an error names the line. Sizes are bytes, times seconds; with units if you like: 80 GB, 20 us.
 kernels: see the docstring of tesserec.sharding.planner.grids.Kernels."""
@@ -39,6 +41,10 @@ def calibrate(
     from tesserec.train.calibrate import calibrate as run
 
     target, many = output or machine_file(), ranks or min(cores(), MOST_RANKS)
+    if (load := os.getloadavg()[0]) > BUSY:
+        console.print(
+            f"{load:.1f} cores were busy in the last minute: what is measured is a machine with others on it"
+        )
     try:
         with progress_bar("Measuring", total=None, unit="points") as update:
             topology = run(many, lambda done, total, note: update(done, note=note, total=total))

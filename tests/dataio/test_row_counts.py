@@ -95,3 +95,11 @@ def test_distinct_rows_are_estimated_without_bias() -> None:
     draws = (first + rng.integers(0, 50_000, 30_000) for first in range(0, 3_000_000, 50_000))
     found = [counted(TableCounter(3_000_000, limit=2048), ids).distinct for ids in draws]
     assert np.mean(found) == pytest.approx(50_000 * (1 - np.exp(-0.6)), rel=0.02)
+
+
+def test_rows_that_stay_are_scattered_over_the_table() -> None:
+    counter, rng = TableCounter(10_000_000, limit=20_000), np.random.default_rng(3)
+    while counter._level == 0:
+        counter.add(rng.integers(0, 10_000_000, 5_000))
+    free = np.flatnonzero(counter._table._values == 0)
+    assert np.diff(free).max() < 200  # the longest run of used slots; of neighbours it would be thousands
