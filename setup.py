@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from setuptools import find_packages, setup
 
-PARTS = ("autograd", "dataio", "embeddings", "models", "sharding", "train")
+PARTS = ("autograd", "dataio", "embeddings", "models", "serve", "sharding", "train")
 packages = ["tesserec", *(f"tesserec.{sub}" for sub in find_packages("tesserec", include=["cli"]))]
 for part in PARTS:
     packages += [f"tesserec.{part}", *(f"tesserec.{part}.{sub}" for sub in find_packages(part))]

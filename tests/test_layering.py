@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"autograd", "embeddings"},
     "sharding": {"autograd", "embeddings"},
     "train": {"autograd", "embeddings", "dataio", "models", "sharding"},
+    "serve": {"autograd", "embeddings", "dataio", "models"},
 }
 # dataio knows embeddings only by the jagged types
 ONLY_FROM_DATAIO = "tesserec.embeddings.jagged"
@@ -23,13 +24,23 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "mpi4py": ("sharding/mpi.py",),
     "numba": ("kernels/",),
     "llvmlite": ("kernels/",),
-    "pyarrow": ("dataio/", "embeddings/arrow.py", "train/"),
-    "pydantic": ("dataio/", "train/config.py", "models/registry.py"),
+    "pyarrow": ("dataio/", "embeddings/arrow.py", "train/", "serve/"),
+    "pydantic": ("dataio/", "train/config.py", "models/registry.py", "serve/"),
     "plotly": ("sharding/planner/report.py", "sharding/planner/report/"),
     "highspy": ("sharding/planner/milp.py",),
     "typer": ("tesserec/cli/",),
     "rich": ("tesserec/cli/",),
-    "safetensors": ("train/checkpoint.py",),
+    "safetensors": ("train/checkpoint.py", "serve/artefact.py"),
+    "fastapi": ("serve/",),
+    "starlette": ("serve/",),
+    "uvicorn": ("serve/",),
+    "prometheus_client": ("serve/",),
+    "msgspec": ("serve/",),
+    "orjson": ("serve/",),
+    "httpx": ("serve/client.py",),
+    "onnx": ("serve/onnx",),
+    "onnxruntime": ("serve/onnx",),
+    "opentelemetry": ("serve/",),
 }
 FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 
