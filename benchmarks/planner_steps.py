@@ -45,6 +45,7 @@ from tesserec.train.comparison import compare as beside_run
 from tesserec.train.config import TrainConfig
 from tesserec.train.measured import Measured
 from tesserec.train.planning import read_frequencies, workload_of
+from tesserec.train.trial import skewed_ids
 
 BATCH, DIM, GROUP = 4096, 64, 8192  # rows of a group: decoding, too, is spread evenly over the steps
 # rows, ids of a sample (at most: lists have 1 to 2 n - 1), exponent of Zipf's law; most frequent rows first
@@ -111,7 +112,7 @@ def write_data(folder: Path, groups: int) -> None:
         rng = np.random.default_rng([7, group])
         columns: dict[str, Any] = {"label": (rng.random(GROUP) < 0.25).astype(np.float32)}
         columns |= {column: rng.random(GROUP, dtype=np.float32) for column in dense}
-        columns |= {name: ids_of(*spec, rng) for name, spec in zip(names, FEATURES, strict=True)}
+        columns |= {name: skewed_ids(*spec, rng, GROUP) for name, spec in zip(names, FEATURES, strict=True)}
         table = pa.table(columns)
         writer = writer or pq.ParquetWriter(folder / "data" / "train.parquet", table.schema)
         writer.write_table(table, row_group_size=GROUP)
@@ -124,26 +125,6 @@ def write_data(folder: Path, groups: int) -> None:
     write_dataset_info(folder / "data", info)
     settings = CONFIG | {"data": {**CONFIG["data"], "path": str(folder / "data")}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-
-
-def ids_of(rows: int, length: int, exponent: float, rng: np.random.Generator) -> Any:
-    """A column of ids, or of lists of 1 to 2 · length - 1 of them."""
-    lengths = rng.integers(1, 2 * length, GROUP)
-    ids = zipf(rows, exponent, rng.random(int(lengths.sum())))
-    if length == 1:
-        return ids
-    return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), ids)
-
-
-def zipf(rows: int, exponent: float, quantiles: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Ids at these quantiles: row k about as often as (k + 1)^-exponent."""
-    if exponent == 1.0:
-        found = (rows + 1) ** quantiles
-    else:
-        power = 1 - exponent
-        found = (1 + quantiles * ((rows + 1) ** power - 1)) ** (1 / power)
-    ids: npt.NDArray[np.int64] = np.minimum(found - 1, rows - 1).astype(np.int64)
-    return ids
 
 
 def compare(

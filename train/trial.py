@@ -121,7 +121,7 @@ def _write_data(folder: Path) -> None:
     rows = GROUP * GROUPS
     columns: dict[str, Any] = {"label": (rng.random(rows) < 0.25).astype(np.float32)}
     columns |= {name: rng.random(rows, dtype=np.float32) for name in dense}
-    columns |= {name: _ids(*spec[:3], rng, rows) for name, spec in zip(NAMES, FEATURES, strict=True)}
+    columns |= {name: skewed_ids(*spec[:3], rng, rows) for name, spec in zip(NAMES, FEATURES, strict=True)}
     pq.write_table(pa.table(columns), folder / "train.parquet", row_group_size=GROUP)
     sparse = tuple(
         SparseFeature(name, size, length > 1)
@@ -131,12 +131,21 @@ def _write_data(folder: Path) -> None:
     write_dataset_info(folder, DatasetInfo("trial", ("label",), dense=dense, sparse=sparse, splits=splits))
 
 
-def _ids(size: int, length: int, exponent: float, rng: np.random.Generator, rows: int) -> Any:
+def skewed_ids(size: int, length: int, exponent: float, rng: np.random.Generator, rows: int) -> Any:
     """A column of ids of Zipf's law, or of lists of 1 to 2 · length - 1 of them."""
     lengths = rng.integers(1, 2 * length, rows)
-    power = 1 - exponent
-    found = (1 + rng.random(int(lengths.sum())) * ((size + 1) ** power - 1)) ** (1 / power)
-    ids: npt.NDArray[np.int64] = np.minimum(found - 1, size - 1).astype(np.int64)
+    ids = _zipf(size, exponent, rng.random(int(lengths.sum())))
     if length == 1:
         return ids
     return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), ids)
+
+
+def _zipf(rows: int, exponent: float, quantiles: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Ids at these quantiles: row k about as often as (k + 1)^-exponent."""
+    if exponent == 1.0:
+        found = (rows + 1) ** quantiles
+    else:
+        power = 1 - exponent
+        found = (1 + quantiles * ((rows + 1) ** power - 1)) ** (1 / power)
+    ids: npt.NDArray[np.int64] = np.minimum(found - 1, rows - 1).astype(np.int64)
+    return ids

@@ -15,10 +15,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import repeat
 from pathlib import Path
 
-from benchmarks.harness import Line, requests
+from benchmarks.harness import Line
+from benchmarks.ours.sharded import handed_on
 from tesserec.dataio.config import read_config
 from tesserec.sharding.comm import Comm, LocalComm, world
 from tesserec.sharding.launch import in_ranks
@@ -75,18 +75,7 @@ class Turns:
 
 def main() -> None:
     comm = world() if in_ranks() else LocalComm()
-    channel = comm.duplicate()
-
-    def handed_on() -> Iterator[Line]:
-        asked = (dict(request) for request in requests()) if comm.rank == 0 else repeat({})
-        for request in asked:
-            found = channel.gather_objects(request)[0]
-            if not found:
-                return
-            yield found
-        channel.gather_objects({})
-
-    turns = Turns(comm, handed_on())
+    turns = Turns(comm, handed_on(comm.duplicate()))
     config = read_config(sys.argv[1], TrainConfig, sys.argv[2:]).anchored(Path("unnamed"))
     turns.trainer = Trainer(config, comm=comm, overwrite=True, should_stop=turns)
     turns.trainer.fit()

@@ -130,19 +130,20 @@ def set_values(learner: Learner, dim: int) -> None:
             fill(pool.data[table.rows], TABLE_SCALE, table.origin.rows[0])
 
 
+def handed_on(comm: Comm) -> Iterator[Line]:
+    """The requests that rank 0 is sent, on every rank. Collective."""
+    asked = (dict(request) for request in requests()) if comm.rank == 0 else repeat({})
+    for request in asked:
+        found = comm.gather_objects(request)[0]
+        if not found:
+            return
+        yield found
+    comm.gather_objects({})
+
+
 def main() -> None:
     comm = world()
-
-    def handed_on() -> Iterator[Line]:
-        asked = (dict(request) for request in requests()) if comm.rank == 0 else repeat({})
-        for request in asked:
-            found = comm.gather_objects(request)[0]
-            if not found:
-                return
-            yield found
-        comm.gather_objects({})
-
-    serve(ShardedDLRM(comm), handed_on(), silent=comm.rank > 0)
+    serve(ShardedDLRM(comm), handed_on(comm), silent=comm.rank > 0)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -126,19 +127,15 @@ class Lookup:
 class Sort(Lookup):
     """The ids of a batch grouped by row, as updates do first; a table for each thread."""
 
-    def __init__(
-        self,
-        memory: Memory,
-        rows: int,
-        width: int,
-        data_type: str,
-        bags: int,
-        length: int,
-        skewed: bool = False,
-    ):
-        super().__init__(memory, rows, width, data_type, bags, length, skewed)
-        self.grad = np.full((bags, width), 1e-3, np.float32)
-        self.tables = num_threads()
+    @cached_property
+    def grad(self) -> npt.NDArray[np.float32]:
+        """That of the bags."""
+        return np.full((self.bags, self.collection.pools[0].shape[1]), 1e-3, np.float32)
+
+    @property
+    def tables(self) -> int:
+        """How many the bags are shared out to."""
+        return num_threads()
 
     def gradient(self) -> RowGrad:
         """That of fresh bags."""
@@ -169,7 +166,11 @@ class Update(Sort):
         self, memory: Memory, optimizer: str, rows: int, width: int, data_type: str, bags: int, length: int
     ):
         super().__init__(memory, rows, width, data_type, bags, length)
-        self.optimizer, self.tables = memory.optimizer(self.collection, optimizer), 1
+        self.optimizer = memory.optimizer(self.collection, optimizer)
+
+    @property
+    def tables(self) -> int:
+        return 1
 
     def __call__(self, ready: Ready) -> float:
         grad = self.gradient()
