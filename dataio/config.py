@@ -35,13 +35,13 @@ ModelT = TypeVar("ModelT")
 Where = Callable[[Sequence[str | int]], str]  # the path of a key -> where that stands
 
 
-def read_config(path: str | Path, model: type[ModelT], overrides: Sequence[str] = ()) -> ModelT:
+def read_config(path: str | Path | None, model: type[ModelT], overrides: Sequence[str] = ()) -> ModelT:
     """File (.yaml, .yml, .toml or .json) with `a.b=value` overrides applied → instance of `model`.
 
-    The value of an override is read as YAML: `train.lr=1e-3`, `data.files=[a, b]`, `name=null`.
+    Without a file, the overrides alone. The value of an override is read as YAML: `train.lr=1e-3`, `data.files=[a, b]`, `name=null`.
     Raises ConfigError.
     """
-    values = load_mapping(path)
+    values = {} if path is None else load_mapping(path)
     for override in overrides:
         _apply_override(values, override)
 
@@ -51,9 +51,9 @@ def read_config(path: str | Path, model: type[ModelT], overrides: Sequence[str] 
             name = override.partition("=")[0]
             if f"{dotted}.".startswith(f"{name}."):
                 return f"override {override!r}"
-        return place_of(path, key)
+        return "settings" if path is None else place_of(path, key)
 
-    return _validated(values, model, where, str(path))
+    return _validated(values, model, where, "settings" if path is None else str(path))
 
 
 def parse_config(values: Mapping[str, Any], model: type[ModelT], source: str = "config") -> ModelT:

@@ -41,7 +41,8 @@ class DenseEncoder:
             values = np.where(missing, self.fill, values)
         if self.spec.transform == "log1p":
             values = np.copysign(np.log1p(np.abs(values)), values)
-        encoded = ((values - self.shift) * self.scale).astype(np.float32)
+        with np.errstate(over="ignore"):  # refused below
+            encoded = ((values - self.shift) * self.scale).astype(np.float32)
         refuse(np.isinf(encoded), column, self.spec.column, "a number that fits float32")
         return encoded
 

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,11 @@ class Encoder:
         columns = list(run(_call, tasks))
         return pa.record_batch(columns, names=[name for name, _ in tasks])
 
+    def of_features(self) -> Encoder:
+        """The same, without labels, weight, group and kept columns: for rows that are only to be scored."""
+        nothing = {"labels": (), "weight": None, "group": None, "keep": ()}
+        return replace(self, schema=self.schema.model_copy(update=nothing))
+
     def count_oov(self, encoded: pa.RecordBatch) -> dict[str, int]:
         """Feature with a vocabulary → how many of its ids are 0."""
         known = [feature.spec.name for feature in self.sparse if feature.vocabulary is not None]
@@ -87,9 +92,16 @@ class Encoder:
         for name, checksum in values["checksums"].items():
             if not (folder / name).is_file() or _checksum(folder / name) != checksum:
                 raise EncoderError(f"{folder / name}: missing or damaged; prepare the data again")
+        return cls.load_without_words(folder, lambda file, size: Vocabulary.open(folder / file))
+
+    @classmethod
+    def load_without_words(cls, folder: str | Path, vocabulary: Callable[[str, int], Vocabulary]) -> Encoder:
+        """The same, but that `vocabulary` gives what (a file in the folder, its number of ids) would hold."""
+        folder = Path(folder)
+        values = _read_manifest(folder / "encoder.json")
         schema = parse_config(values["schema"], Schema, str(folder / "encoder.json"))
         dense = tuple(DenseEncoder(spec, **values["dense"][spec.name]) for spec in schema.dense)
-        sparse = tuple(_load_sparse(spec, folder, values["sparse"][spec.name]) for spec in schema.sparse)
+        sparse = tuple(_load_sparse(spec, vocabulary, values["sparse"][spec.name]) for spec in schema.sparse)
         return cls(schema, dense, sparse)
 
     def _tasks(self, rows: pa.RecordBatch) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -175,11 +187,12 @@ class EncoderFitter:
         return Encoder(self._schema, dense, tuple(fitter.finish() for fitter in self._sparse))
 
 
-def _load_sparse(spec: Sparse, folder: Path, saved: dict[str, Any]) -> SparseEncoder:
-    vocabulary = None if saved["file"] is None else Vocabulary.open(folder / saved["file"])
-    return SparseEncoder(
-        spec, saved["is_list"], saved["kind"], saved["num_embeddings"], vocabulary, tuple(saved["boundaries"])
-    )
+def _load_sparse(
+    spec: Sparse, vocabulary: Callable[[str, int], Vocabulary], saved: dict[str, Any]
+) -> SparseEncoder:
+    file, size = saved["file"], saved["num_embeddings"]
+    known = None if file is None else vocabulary(file, size - 1)
+    return SparseEncoder(spec, saved["is_list"], saved["kind"], size, known, tuple(saved["boundaries"]))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

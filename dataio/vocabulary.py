@@ -27,6 +27,13 @@ class KeyTable:
         self._make(int(expected / _MAX_LOAD) + 1024)
         self._used = 0
 
+    @classmethod
+    def over(cls, keys: Keys, numbers: npt.NDArray[np.uint32], used: int) -> KeyTable:
+        """The table with these `slots`, not copied, of which so many are used. Nothing can be added to it."""
+        table = cls.__new__(cls)
+        table._keys, table._values, table._used, table._limit = keys, numbers, used, 0
+        return table
+
     def __len__(self) -> int:
         return self._used
 
@@ -34,6 +41,11 @@ class KeyTable:
     def nbytes(self) -> int:
         """Bytes held."""
         return self._keys.nbytes + self._values.nbytes
+
+    @property
+    def slots(self) -> tuple[Keys, npt.NDArray[np.uint32]]:
+        """The keys and the numbers of all slots, for kernels; views, good until the table grows."""
+        return self._keys, self._values
 
     def count(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Add 1 to the number of every key → where in `keys` the new ones first stand."""

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The screenshots of `tesserec plan` in docs/_static, taken of real plans in a headless Chromium.
-# Run at the top of the repository: bash docs/pictures.sh   (PY=.venv/bin/python; RUN=runs/dlrm for compare)
+# Run at the top of the repository: bash docs/pictures.sh   (PY=.venv/bin/python; RUN=runs/dlrm for compare;
+# SERVICE=http://127.0.0.1:8080/ for those of `tesserec serve`, with the model of docs/serving.md and requests)
 set -euo pipefail
 PY=${PY:-.venv/bin/python}
 pages=$(mktemp -d)
@@ -28,4 +29,10 @@ shot small lacking --height 840
 if [ -n "${RUN:-}" ]; then
     "$PY" -m tesserec plan compare "$RUN" --report "$pages/run.html"
     shot run compare --height 1180
+fi
+if [ -n "${SERVICE:-}" ]; then
+    "$PY" -m tests.browser "$SERVICE" docs/_static/serve-page.png --height 1180
+    rank="document.querySelector('.parts').style.position = 'static';
+        new Promise(done => setTimeout(done, 1500)).then(() => document.querySelector('#request .primary').click())"
+    "$PY" -m tests.browser "$SERVICE" docs/_static/serve-playground.png --height 760 --at '#playground' --run "$rank"
 fi

@@ -117,6 +117,12 @@ def named_collections(model: Module) -> Iterator[tuple[str, EmbeddingBagCollecti
             yield f"{path}." if path else "", module
 
 
+def dense_state(model: Module) -> dict[str, Array]:
+    """Dense parameters and buffers: what is no table."""
+    tables = {prefix + name for prefix, c in named_collections(model) for name in c.local_state()}
+    return {name: array for name, array in model.state_dict().items() if name not in tables}
+
+
 def unseen_ids(model: Module, *, reset: bool = False) -> dict[str, int]:
     """{feature: ids outside its table so far} of all collections in `model`, those that had any.
 

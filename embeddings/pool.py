@@ -12,8 +12,16 @@ import numpy.typing as npt
 
 from tesserec.autograd.tensor import Tensor
 from tesserec.autograd.workers import parallel_map
-from tesserec.embeddings.allocation import aligned, is_planning
-from tesserec.embeddings.config import Constant, DataType, EmbeddingConfig, Normal, Uniform, check_tables
+from tesserec.embeddings.allocation import aligned, is_planning, planning
+from tesserec.embeddings.config import (
+    Constant,
+    DataType,
+    EmbeddingConfig,
+    Normal,
+    TableError,
+    Uniform,
+    check_tables,
+)
 from tesserec.embeddings.kernels import init as kernels
 from tesserec.embeddings.kernels.lookup import pool_bags
 from tesserec.embeddings.kernels.rows import load_rows, store_rows, stored
@@ -103,6 +111,18 @@ class Pool(Tensor):
             for table in self.tables:
                 initialize(self.data[table.rows], table.origin, seed=seed)
 
+    @classmethod
+    def over(cls, tables: Sequence[EmbeddingConfig], rows: Array) -> Pool:
+        """The pool of `tables` whose data are `rows` (R, D), not copied, without gradients."""
+        with planning():
+            pool = Pool(tables, seed=None)
+        if (rows.shape, rows.dtype) != (pool.shape, pool.dtype):
+            raise TableError(
+                f"{pool}: its rows are {rows.shape} {rows.dtype}, wanted {pool.shape} {pool.dtype}"
+            )
+        pool.data, pool.requires_grad = rows, False
+        return pool
+
     @property
     def data_type(self) -> DataType:
         """How rows are stored: "float32", "float64", "float16" or "bfloat16"."""
@@ -136,6 +156,12 @@ class Pool(Tensor):
         values = np.empty((len(stack), self.tables[0].config.embedding_dim), self.compute_dtype)
         load_rows(stack, values)
         return values
+
+    def as_stored(self, values: Array) -> Array:
+        """`values` (n, D) as rows of `data`, each the nearest that they can hold."""
+        rows = np.empty(values.shape, self.data.dtype)
+        store_rows(values.astype(self.compute_dtype, copy=False), stored(rows))
+        return rows
 
     def __repr__(self) -> str:
         names = ", ".join(table.config.name for table in self.tables)

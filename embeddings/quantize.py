@@ -27,7 +27,8 @@ from tesserec.embeddings.pool import Pool
 
 Array = npt.NDArray[Any]
 AnyModule = TypeVar("AnyModule", bound=Module)
-QuantizedType = Literal["int8", "int4", "int2", "float16", "bfloat16"]
+FloatType = Literal["float32", "float16", "bfloat16"]
+QuantizedType = Literal["int8", "int4", "int2", FloatType]
 
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4, "int2": 2}
 _PIECE = 1 << 20  # elements that one task converts
@@ -41,12 +42,28 @@ class QuantizedPool(Pool):
 
     def __init__(self, pool: Pool, bits: int):
         """TableError for a row with a value that is not finite."""
-        self.bounds, self.tables, self.is_sharded, self.bits = pool.bounds, pool.tables, pool.is_sharded, bits
         shape = len(pool), row_bytes(pool.tables[0].config.embedding_dim, bits)
         size = shape[0] * shape[1] + LINE  # kernels read past the last row
         memory = aligned((size,), np.dtype(np.uint8), np.empty)
-        Tensor.__init__(self, memory[:-LINE].reshape(shape), dtype=np.uint8)
+        self._take(pool, memory[:-LINE].reshape(shape), bits)
         parallel_map(lambda rows: self._fill(pool, rows), list(_pieces(pool)))
+
+    @classmethod
+    def over_codes(cls, pool: Pool, codes: Array, bits: int) -> QuantizedPool:
+        """The tables of `pool`, with rows that are `codes`: (R, stride) uint8, not copied.
+
+        Behind the last row there are LINE more bytes that may be read.
+        """
+        wanted = len(pool), row_bytes(pool.tables[0].config.embedding_dim, bits)
+        if codes.shape != wanted or codes.dtype != np.uint8:
+            raise TableError(f"{pool}: its codes are {codes.shape} {codes.dtype}, wanted {wanted} uint8")
+        made = cls.__new__(cls)
+        made._take(pool, codes, bits)
+        return made
+
+    def _take(self, pool: Pool, codes: Array, bits: int) -> None:
+        self.bounds, self.tables, self.is_sharded, self.bits = pool.bounds, pool.tables, pool.is_sharded, bits
+        Tensor.__init__(self, codes, dtype=np.uint8)
 
     def _fill(self, pool: Pool, rows: slice) -> None:
         values = pool.values(rows).astype(np.float32, copy=False)
@@ -83,6 +100,14 @@ class QuantizedPool(Pool):
         kernels.dequantize_rows(codes, self.bits, values)
         return values
 
+    def as_stored(self, values: Array) -> Array:
+        """`values` (n, D) as rows of `data`. TableError for one with a value that is not finite."""
+        rows = np.empty((len(values), self.data.shape[1]), np.uint8)
+        bad = kernels.quantize_rows(values.astype(np.float32, copy=False), self.bits, rows)
+        if bad >= 0:
+            raise TableError(f"a row cannot be quantized: it has a value beyond ±1e38: {values[bad]}")
+        return rows
+
 
 def row_bytes(width: int, bits: int) -> int:
     """Bytes of a row of `width` codes: header, codes, and up to 3 to make it a multiple of 4."""
@@ -100,7 +125,15 @@ def quantize(model: AnyModule, data_type: QuantizedType) -> AnyModule:
     if data_type not in get_args(QuantizedType):
         raise TableError(f"data_type is {data_type!r}, wanted one of {', '.join(get_args(QuantizedType))}")
     pools = (pool for _, collection in named_collections(model) for pool in collection.pools)
-    memo: dict[int, Any] = {id(pool): _converted(pool, data_type) for pool in pools}
+    return with_pools(model, {pool: _converted(pool, data_type) for pool in pools})
+
+
+def with_pools(model: AnyModule, pools: Mapping[Pool, Pool]) -> AnyModule:
+    """A copy of a model in evaluation mode that has other pools in place of its own, {its own: the other}.
+
+    The tables are the same ones, stored in whatever way. It shares nothing else with `model`.
+    """
+    memo: dict[int, Any] = {id(pool): other for pool, other in pools.items()}
     return copy.deepcopy(model, memo).eval()
 
 
@@ -157,13 +190,13 @@ def _deviation(name: str, before: Pool, after: Pool, rows: slice) -> Deviation:
 
 
 def _converted(pool: Pool, data_type: QuantizedType) -> Pool:
-    if data_type == "float16" or data_type == "bfloat16":
+    if data_type == "float32" or data_type == "float16" or data_type == "bfloat16":
         return _cast(pool, data_type)
     width, bits = pool.tables[0].config.embedding_dim, BITS[data_type]
     return QuantizedPool(pool, bits) if row_bytes(width, bits) < 4 * width else _cast(pool, "float32")
 
 
-def _cast(pool: Pool, data_type: Literal["float32", "float16", "bfloat16"]) -> Pool:
+def _cast(pool: Pool, data_type: FloatType) -> Pool:
     """The pool as floats of another type, each value rounded to the nearest."""
     tables = [replace(table.config, data_type=data_type) for table in pool.tables]
     result = Pool(tables, seed=None)

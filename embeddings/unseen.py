@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tesserec.embeddings.bags import JaggedTensor, taken
-from tesserec.embeddings.config import Clamp, Drop, Unseen
+from tesserec.embeddings.config import Clamp, Drop, Hash, Unseen
 from tesserec.embeddings.kernels.unseen import hash_ids
 
 
@@ -27,3 +27,21 @@ def hashed(ids: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[np.int64]:
     rows = np.empty_like(ids)
     hash_ids(ids, num_rows, rows)
     return rows
+
+
+def parse_unseen(text: str) -> Unseen:
+    """The policy that a text names: "error", "hash", "drop" or "clamp:ROW". ValueError."""
+    kind, _, row = text.partition(":")
+    policies: dict[str, Unseen] = {"error": "error", "hash": Hash(), "drop": Drop()}
+    if kind == "clamp" and row.isdecimal():
+        return Clamp(int(row))
+    if text not in policies:
+        raise ValueError(f"policy for unseen ids: got {text!r}, wanted error, hash, drop or clamp:ROW")
+    return policies[text]
+
+
+def unseen_text(policy: Unseen) -> str:
+    """The text that `parse_unseen` reads as `policy`."""
+    if isinstance(policy, Clamp):
+        return f"clamp:{policy.row}"
+    return policy if isinstance(policy, str) else type(policy).__name__.lower()

@@ -54,6 +54,12 @@ class NotFound(Problem):
     status, kind, title = 404, "not-found", "There is no such thing here"
 
 
+class NotAllowed(Problem):
+    """A method that the path does not have."""
+
+    status, kind, title = 405, "method-not-allowed", "The path has no such method"
+
+
 class Conflict(Problem):
     """A change that the state does not allow, such as promoting a version that is not ready."""
 

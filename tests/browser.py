@@ -59,15 +59,15 @@ class Browser:
         found: dict[str, Any] = answer["result"]
         return found
 
-    def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show the file, as wide as this many CSS pixels; comes back when all of its scripts have run."""
+    def open(self, page: Path | str, width: int, height: int = 900, dark: bool = False) -> None:
+        """Show a file or address, as wide as this many CSS pixels; comes back when its scripts have run."""
         self.events.clear()
         phone = width < 600
         size = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
@@ -129,7 +129,7 @@ def browser() -> Iterator[Browser]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("page", type=Path)
+    parser.add_argument("page", help="a file or an address")
     parser.add_argument("picture", type=Path)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=900)
@@ -137,8 +137,9 @@ def main() -> None:
     parser.add_argument("--run", default="", help="JavaScript to run before")
     parser.add_argument("--dark", action="store_true")
     asked = parser.parse_args()
+    page = asked.page if "://" in asked.page else Path(asked.page)
     with browser() as shown:
-        shown.open(asked.page, asked.width, asked.height, asked.dark)
+        shown.open(page, asked.width, asked.height, asked.dark)
         if asked.run:
             shown.value(asked.run)
         shown.value("new Promise(done => setTimeout(done, 800))")

@@ -20,9 +20,11 @@ from tesserec.dataio.batch import Batch
 from tesserec.dataio.config import ConfigError
 from tesserec.dataio.dataset import DatasetInfo
 from tesserec.embeddings.allocation import planning
-from tesserec.embeddings.config import Clamp, Drop, Hash, Unseen
+from tesserec.embeddings.collection import dense_state
+from tesserec.embeddings.config import Unseen
 from tesserec.embeddings.pool import Pool
 from tesserec.embeddings.row_optim import ROW_OPTIMIZERS, RowOptimizer
+from tesserec.embeddings.unseen import parse_unseen
 from tesserec.models.features import Features
 from tesserec.models.registry import build_model
 from tesserec.sharding.codecs import Codecs
@@ -42,7 +44,7 @@ from tesserec.train.config import (
     chosen,
 )
 from tesserec.train.pipeline import one_ahead
-from tesserec.train.ranks import all_numbers
+from tesserec.train.ranks import all_numbers, to_first_rank
 from tesserec.train.run import RunFolder
 from tesserec.train.step import (
     StepOptions,
@@ -54,7 +56,8 @@ from tesserec.train.step import (
     slices,
     total_weight,
 )
-from tesserec.train.tables import dense_state, plan_for, state_rects, table_rects
+from tesserec.train.tables import plan_for, state_rects, table_rects
+from tesserec.train.touched import Changes, Touched, joined
 
 OPTIMIZERS: Mapping[str, Callable[..., optim.Optimizer]] = {
     "sgd": optim.SGD,
@@ -97,6 +100,7 @@ class Learner:
         self.model = placed_model(config, info, self.comm)
         self.sharded = self.model if isinstance(self.model, ShardedModel) else None
         self.channel = self.comm.duplicate()  # for shares, which are made ahead
+        self.touched: Touched | None = None  # where steps note what `changes` is to tell
         slice_size = config.train.slice_size
         self.fast = compile(self.model, slice_size=slice_size) if config.train.compile else self.model
         self.dense_optimizer, self.row_optimizer = _optimizers(self.model, config)
@@ -155,6 +159,8 @@ class Learner:
             for optimizer, base in zip(self.optimizers, self.base_lr, strict=True):
                 optimizer.lr = base * self.factor(step)
             apply_gradients(grads, self.optimizers, self.options, self.sharded)
+            if self.touched is not None:
+                self.touched.note(grads)
         return loss
 
     def _losses_and_gradients(self, share: Share, step: int, total: float) -> tuple[list[float], Gradients]:
@@ -182,6 +188,26 @@ class Learner:
         if self.sharded is not None:
             self.sharded.synchronize(self.optimizers)
 
+    def watch(self) -> None:
+        """From now on, note what `changes` is to tell. ConfigError where groups of replicas train apart."""
+        if self.sharded is not None and self.sharded.groups.count > 1:
+            raise ConfigError(
+                f"key sharding.replica_groups: is {self.sharded.groups.count}, wanted 1 to publish what "
+                "training changes: rows that groups average are not noted"
+            )
+        self.touched = Touched(self.model)
+
+    def changes(self) -> Changes:
+        """What has changed since `watch`, or since the last call; on rank 0, others get no tables."""
+        assert self.touched is not None
+        pieces = to_first_rank(self.comm, self.touched.take())
+        return Changes(joined(pieces), self._dense(), self.touched.newest)
+
+    def _dense(self) -> dict[str, Array]:
+        """Copies of the dense parameters and buffers."""
+        with self._whole():
+            return {name: array.copy() for name, array in dense_state(self.model).items()}
+
     def content(self, progress: Mapping[str, Any]) -> Content:
         """All that a checkpoint holds, as views of live memory."""
         self.synchronize()
@@ -190,8 +216,7 @@ class Learner:
             "optimizer_steps": [optimizer.steps for optimizer in self.optimizers],
             "plateau": self.plateau.state_dict(),
         }
-        with self._whole():
-            dense = {name: array.copy() for name, array in dense_state(self.model).items()}
+        dense = self._dense()
         kept = {f"{OPTIMIZER}{name}": array for name, array in self._dense_optimizer_state().items()}
         return Content(state, dense | kept, self._arrays())
 
@@ -248,13 +273,7 @@ def _unseen(given: Mapping[str, str], features: Iterable[str]) -> dict[str, Unse
     for name in given:
         chosen("data.unseen", name, dict.fromkeys(known))
     every = given.get("*", "error")
-    return {name: _policy(given.get(name, every)) for name in features}
-
-
-def _policy(text: str) -> Unseen:
-    kind, _, row = text.partition(":")
-    policies: dict[str, Unseen] = {"error": "error", "hash": Hash(), "drop": Drop()}
-    return Clamp(int(row)) if kind == "clamp" else policies[kind]
+    return {name: parse_unseen(given.get(name, every)) for name in features}
 
 
 def label_index(info: DatasetInfo, label: str | None) -> int:

@@ -36,10 +36,11 @@ from tesserec.train.checkpoint import (
 )
 from tesserec.train.config import TrainConfig, check_ranks
 from tesserec.train.evaluate import evaluate_split
-from tesserec.train.learner import Learner, Share, tolerant_features
+from tesserec.train.learner import Learner, Share, load_model, tolerant_features
 from tesserec.train.measured import Measuring
 from tesserec.train.memory import run_memory
 from tesserec.train.pipeline import Recording
+from tesserec.train.publishing import Publisher, Publishing
 from tesserec.train.ranks import on_first_rank
 from tesserec.train.run import Journal, find_run, without_nan
 from tesserec.train.step import TrainingError
@@ -101,13 +102,15 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         comm: Comm | None = None,
         timeline: Path | None = None,
+        publishing: Publishing | None = None,
     ):
         """Checks everything and builds the model; writes nothing. MemoryLimitError if its tables cannot fit.
 
         resume: go on with the run in `config.output`, if there is one. overwrite: replace it. should_stop:
         asked after each step and each batch of a validation; when True on any rank, `fit` saves and raises
         Interrupted. comm: the ranks that train together; each makes a Trainer of the same config and calls
-        `fit`. timeline: a file for what they do when in some of the first steps; see `Recording`.
+        `fit`. timeline: a file for what they do when in some of the first steps; see `Recording`. publishing:
+        who is told the model while it is trained.
         """
         self.config, self.settings, self.comm = config, config.train, comm or LocalComm()
         check_ranks(config, self.comm.size)
@@ -127,6 +130,7 @@ class Trainer:
         with patience("making the model"):
             self.learner = Learner(config, self.dataset.info, self.total_steps, self.comm)
         self.measuring.built(self.learner, config.data.batch_size)
+        self.publisher = Publisher(publishing, self.learner, self.comm) if publishing else None
         self.state = State()
         self._beginning = ExitStack()  # until the first step is done, which may compile kernels
         self._unsaved, self._saved_at = True, time.monotonic()
@@ -143,6 +147,7 @@ class Trainer:
             self.watcher.started(self.state, self.total_steps)
             self.journal = Journal(self.run.metrics if self.comm.rank == 0 else None, self.state.journal)
             stack.enter_context(closing(self.journal))
+            self._publish_whole()
             stack.enter_context(self._beginning).enter_context(patience("the first step"))
             if self.state.step:
                 self._duties()  # a run that was stopped while validating does so now
@@ -150,6 +155,7 @@ class Trainer:
                 self._epoch()
             if self._unsaved or self.state.finished != self.finished():
                 self._save()
+            self._publish_last()
             if self.recording:
                 self.recording.finish()
         return self.state
@@ -232,17 +238,23 @@ class Trainer:
         """What is due at this step besides learning. Saving is last, so that it includes the rest."""
         split = self.config.data.valid
         improved = split is not None and self._validation_is_due() and self._validate(split)
+        publisher = self.publisher
         asked, overdue = self.should_stop(), self._saving_is_late()
         with span("decide"):
-            stop, late = self._anywhere(asked, overdue)
+            stop, late, due = self._anywhere(asked, overdue, publisher is not None and publisher.is_due())
         if stop:
             self._stop()
+        if publisher is not None and due:
+            publisher.tell_changes(self.state.step)
+            if publisher.wants_whole:
+                self._publish_whole()
         if improved or late or self._checkpoint_is_due():
             self._save()
 
     def _stop(self) -> NoReturn:
         """Save and leave, on all ranks."""
         self._save()
+        self._publish_last()
         if self.recording:
             self.recording.finish()
         raise Interrupted
@@ -329,6 +341,24 @@ class Trainer:
         self._on_first_rank(self._prune)
         self._unsaved, self._saved_at = False, time.monotonic()
         self.watcher.saved(state.step, self._saved_at - start)
+
+    def _publish_whole(self) -> None:
+        """Where the model is published, all of it; of one that is on several ranks, what is saved."""
+        if self.publisher is None:
+            return
+        self._note_unseen()
+        if self.learner.sharded is None:
+            self.publisher.tell_whole(self.state.step, lambda: self.learner.model)
+            unseen_ids(self.learner.model, reset=True)  # of rows that were scored
+            return
+        if self._unsaved:
+            self._save()
+        self.publisher.tell_whole(self.state.step, lambda: load_model(self.run, "last"))
+
+    def _publish_last(self) -> None:
+        """Where the model is published, say what is new, and that no more will come."""
+        if self.publisher is not None:
+            self.publisher.tell_changes(self.state.step, last=True)
 
     def _note_unseen(self) -> None:
         """Move the model's counts of unseen ids to the state."""

@@ -80,12 +80,6 @@ def state_rects(model: Module, optimizer: RowOptimizer) -> dict[str, list[Rect]]
     return found
 
 
-def dense_state(model: Module) -> dict[str, Array]:
-    """Dense parameters and buffers: what is no table."""
-    tables = {prefix + name for prefix, c in named_collections(model) for name in c.local_state()}
-    return {name: array for name, array in model.state_dict().items() if name not in tables}
-
-
 def plan_for(section: ShardingSection, model: Module, hosts: Sequence[int]) -> ShardingPlan:
     """The plan that the config asks for. hosts: the host of each rank. ConfigError, PlanError."""
     shapes, ranks = table_shapes(model), len(hosts) // section.replica_groups

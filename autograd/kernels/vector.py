@@ -162,8 +162,34 @@ def scattered_tile(typing_context, rows, registers, left, right, out, terms, wid
     return types.void(rows, registers, left, right, out, terms, width, accumulate), codegen
 
 
-def _tile(builder, rows, registers, factor, ask, args):
-    """The sums of a tile, in registers. factor(i, k) loads a number of its left side, ask(k) looks ahead."""
+@intrinsic(prefer_literal=True)
+def listed_tile(typing_context, rows, registers, left, right, out, terms, width, accumulate):
+    """`tile` over listed k only: Σ left[i, k]·right[k, :width] over the first `terms` of a list.
+
+    left: (address, bytes from row to row, address of the list, int64); a row of it is packed.
+    """
+
+    def codegen(context, builder, signature, args):
+        start, down, listed = cgutils.unpack_tuple(builder, args[2])
+
+        def place(t):
+            return _load(builder, listed, builder.mul(_I64(8), t), _I64)
+
+        def factor(i, t):
+            at = builder.add(builder.mul(down, _I64(i)), builder.mul(_I64(4), place(t)))
+            return _load(builder, start, at, _FLOAT)
+
+        _tile(builder, rows.literal_value, registers.literal_value, factor, lambda t: None, args[3:], place)
+        return context.get_dummy_value()
+
+    return types.void(rows, registers, left, right, out, terms, width, accumulate), codegen
+
+
+def _tile(builder, rows, registers, factor, ask, args, place=lambda k: k):
+    """The sums of a tile, in registers. factor(i, k) loads a number of its left side, ask(k) looks ahead.
+
+    place(k): which line of its right side.
+    """
     cells = list(product(range(rows), range(registers)))
     (right, step), (out, down) = (cgutils.unpack_tuple(builder, pair) for pair in args[:2])
     terms, width, accumulate = args[2:]
@@ -177,7 +203,7 @@ def _tile(builder, rows, registers, factor, ask, args):
 
     def body(k, sums):
         ask(k)
-        line = builder.add(right, builder.mul(step, k))
+        line = builder.add(right, builder.mul(step, place(k)))
         columns = [_load(builder, line, v * REGISTER) for v in range(registers)]
         factors = [_spread(builder, factor(i, k)) for i in range(rows)]
         return [

@@ -67,27 +67,32 @@ def _stripes(data, at, stop, seed):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def hash_bytes(data, at, stop, seed):
+    """XXH64(data[at:stop]). data: u1."""
+    size = stop - at
+    if size >= 32:
+        h = _stripes(data, at, stop, seed)
+        at += size - size % 32
+    else:
+        h = seed + P5
+    h += np.uint64(size)
+    while at + 8 <= stop:
+        h = _word(h, _read(data, at, 8))
+        at += 8
+    if at + 4 <= stop:
+        h = _rotate(h ^ (_read(data, at, 4) * P1), 23) * P2 + P3
+        at += 4
+    while at < stop:
+        h = _rotate(h ^ (np.uint64(data[at]) * P5), 11) * P1
+        at += 1
+    return _avalanche(h)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def hash_strings(data, offsets, seed, out):
     """out[i] = XXH64(data[offsets[i]:offsets[i+1]]). data: u1; offsets: (n+1,) i4 or i8; out: (n,) u8."""
     for i in range(out.shape[0]):
-        at, stop = np.int64(offsets[i]), np.int64(offsets[i + 1])
-        size = stop - at
-        if size >= 32:
-            h = _stripes(data, at, stop, seed)
-            at += size - size % 32
-        else:
-            h = seed + P5
-        h += np.uint64(size)
-        while at + 8 <= stop:
-            h = _word(h, _read(data, at, 8))
-            at += 8
-        if at + 4 <= stop:
-            h = _rotate(h ^ (_read(data, at, 4) * P1), 23) * P2 + P3
-            at += 4
-        while at < stop:
-            h = _rotate(h ^ (np.uint64(data[at]) * P5), 11) * P1
-            at += 1
-        out[i] = _avalanche(h)
+        out[i] = hash_bytes(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), seed)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

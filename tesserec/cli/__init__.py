@@ -15,10 +15,13 @@ from tesserec.cli.data_inspect import inspect, synth
 from tesserec.cli.data_prepare import prepare, schema
 from tesserec.cli.data_stats import stats
 from tesserec.cli.evaluate import evaluate as evaluate_command
+from tesserec.cli.export import export
 from tesserec.cli.memory import memory as memory_command
 from tesserec.cli.plan import plan
 from tesserec.cli.predict import predict as predict_command
 from tesserec.cli.ranks import errors_in_one_line
+from tesserec.cli.serve import serve as serve_command
+from tesserec.cli.serve import token
 from tesserec.cli.train import train as train_command
 from tesserec.sharding.launch import in_ranks, settle
 
@@ -47,6 +50,9 @@ app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("memory")(memory_command)
+app.command("serve")(serve_command)
+app.command("token")(token)
+app.command("export")(export)
 
 
 def _version(show: bool) -> None:

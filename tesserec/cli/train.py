@@ -8,11 +8,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tesserec.cli.console import console, metric_table, out, progress_bar
+from tesserec.cli.export import STORED
+from tesserec.cli.publish import PublishedModel
 from tesserec.cli.ranks import errors_in_one_line, joined
 from tesserec.sharding.launch import handling_signals
 
@@ -40,6 +42,28 @@ def train(
         Path | None,
         typer.Option("--timeline", help="Write what the first steps do when: for ui.perfetto.dev."),
     ] = None,
+    publish: Annotated[
+        Path | None,
+        typer.Option(
+            "--publish",
+            help="REPOSITORY/MODEL that `tesserec serve` serves: new versions, and what steps change.",
+        ),
+    ] = None,
+    publish_every: Annotated[
+        float, typer.Option("--publish-every", help="Seconds between what is published.", min=0.0)
+    ] = 1.0,
+    full_every: Annotated[
+        int | None,
+        typer.Option("--full-every", help="Publish a new version after so many changes.", min=1),
+    ] = None,
+    publish_tables: Annotated[
+        Literal["fp32", "fp16", "int8", "int4"] | None,
+        typer.Option("--publish-tables", help="Serve the tables like this.", show_default="as trained"),
+    ] = None,
+    candidate_id: Annotated[
+        str | None,
+        typer.Option("--candidate-id", help="Of what is published, the raw column that names a candidate."),
+    ] = None,
 ) -> None:
     """Train a ranking model on a prepared data set.
 
@@ -49,11 +73,18 @@ def train(
     from tesserec.dataio.config import read_config
     from tesserec.sharding.watchdog import watch
     from tesserec.train.config import TrainConfig
+    from tesserec.train.export import ExportOptions
     from tesserec.train.loop import Trainer
+    from tesserec.train.publishing import Publishing
 
     settings = read_config(config, TrainConfig, overrides or ()).anchored(Path("runs") / config.stem)
     comm = joined(ranks)
     signals: list[int] = []
+    publishing = None
+    if publish is not None and settings.output is not None:
+        options = ExportOptions(publish_tables and STORED[publish_tables], candidate_id)
+        published = PublishedModel(publish, settings.output, options)
+        publishing = Publishing(published.whole, published.changed, publish_every, full_every)
     with (
         watch(comm, settings.sharding.timeout),
         errors_in_one_line(comm),
@@ -66,6 +97,7 @@ def train(
             should_stop=lambda: bool(signals),
             comm=comm,
             timeline=timeline,
+            publishing=publishing,
         )
         stopped = fit(trainer)
         numbers = comm.gather_objects(signals[:1])

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from tesserec.autograd.workers import num_threads, set_num_threads
-from tesserec.embeddings import Clamp, Constant, EmbeddingConfig, Normal, Origin, Pool, Uniform, XavierNormal
+from tesserec.embeddings import (
+    Clamp,
+    Constant,
+    EmbeddingConfig,
+    Normal,
+    Origin,
+    Pool,
+    TableError,
+    Uniform,
+    XavierNormal,
+)
 
 random = pytest.mark.parametrize(
     "init", [Uniform(0.3), Normal(2.0), XavierNormal()], ids=lambda i: type(i).__name__
@@ -121,3 +131,14 @@ def test_pool_knows_its_tables() -> None:
     assert repr(pool) == "Pool(shape=(7, 16), dtype=float32, tables: a, b)"
     with pytest.raises(KeyError, match="no table 'c'; have"):
         pool.table("c")
+
+
+def test_a_pool_over_rows_has_them_and_no_others() -> None:
+    table = EmbeddingConfig("t", 4, 3, ("f",), data_type="float16")
+    rows = np.arange(12, dtype=np.float16).reshape(4, 3)
+    pool = Pool.over([table], rows)
+    assert pool.data is rows and not pool.requires_grad and pool.data_type == "float16"
+    np.testing.assert_array_equal(pool.values(slice(1, 3)), rows[1:3].astype(np.float32))
+    for wrong in (rows[1:], rows.astype(np.float32)):
+        with pytest.raises(TableError, match=r"its rows are .* wanted \(4, 3\) float16"):
+            Pool.over([table], wrong)

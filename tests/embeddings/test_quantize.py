@@ -22,7 +22,14 @@ from tesserec.embeddings import (
     Normal,
     TableError,
 )
-from tesserec.embeddings.quantize import BITS, QuantizedPool, deviations, quantize, row_bytes
+from tesserec.embeddings.quantize import (
+    BITS,
+    QuantizedPool,
+    deviations,
+    quantize,
+    row_bytes,
+    with_pools,
+)
 from tests import naive
 from tests.embeddings.strategies import batches, limits, table_sets
 
@@ -223,3 +230,26 @@ def test_unknown_type_is_an_error() -> None:
     kind: Any = "int3"
     with pytest.raises(TableError, match="'int3', wanted one of int8, "):
         quantize(collection(16), kind)
+
+
+@pytest.mark.parametrize("data_type", INTEGERS)
+def test_codes_that_are_elsewhere_are_looked_up_there(data_type: Any) -> None:
+    plain = collection(24)
+    quantized = quantize(plain, data_type)
+    pool, bits = plain.pools[0], BITS[data_type]
+    memory = np.zeros(quantized.pools[0].data.nbytes + 64, np.uint8)
+    codes = memory[:-64].reshape(quantized.pools[0].shape)
+    over = with_pools(plain, {pool: QuantizedPool.over_codes(pool, codes, bits)})
+    codes[:] = quantized.pools[0].data
+    kjt = KeyedJaggedTensor.from_dict({"f": [[7], [], [49, 0, 3]]})
+    np.testing.assert_array_equal(over(kjt).values.numpy(), quantized(kjt).values.numpy())
+    for wrong in (codes[1:], codes.astype(np.int16)):
+        with pytest.raises(TableError, match="its codes are"):
+            QuantizedPool.over_codes(pool, wrong, bits)
+
+
+def test_half_rows_become_float32_as_they_are() -> None:
+    half = collection(16, data_type="float16")
+    whole = quantize(half, "float32")
+    assert whole.pools[0].data_type == "float32"
+    np.testing.assert_array_equal(stored(whole), stored(half))

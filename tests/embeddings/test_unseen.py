@@ -23,7 +23,7 @@ from tesserec.embeddings import (
     TableError,
     unseen_ids,
 )
-from tesserec.embeddings.unseen import hashed
+from tesserec.embeddings.unseen import hashed, parse_unseen, unseen_text
 from tests.embeddings.strategies import batches
 
 Bag: Any = EmbeddingBagConfig  # to be given what a type checker would refuse
@@ -158,3 +158,14 @@ def test_hash_spreads_over_all_rows() -> None:
 def test_impossible_policies_are_named(unseen: Any, message: str) -> None:
     with pytest.raises(TableError, match=message):
         Bag("t", ROWS, 3, ("x", "y"), unseen=unseen)
+
+
+@pytest.mark.parametrize("text", ["error", "hash", "drop", "clamp:0", "clamp:17"])
+def test_a_policy_survives_its_text(text: str) -> None:
+    assert unseen_text(parse_unseen(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "clamp", "clamp:", "clamp:-1", "clamp:x", "hash:1", "dropped"])
+def test_texts_that_name_no_policy_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="wanted error, hash, drop or clamp:ROW"):
+        parse_unseen(text)
