@@ -115,9 +115,13 @@ def started(path: Path) -> tuple[subprocess.Popen[str], httpx.Client]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     client = httpx.Client(base_url=process.stderr.readline().split()[-1], timeout=60)
-    while client.get("/readyz").status_code != 200:
+    for _ in range(600):
+        ready = client.get("/readyz")
+        if ready.status_code == 200:
+            return process, client
         time.sleep(0.1)
-    return process, client
+    process.terminate()
+    raise SystemExit(f"the service did not become ready: {ready.text}")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tesserec.train.export import ExportOptions
     from tesserec.train.touched import Changes
 
+OVERLAP = 10.0  # seconds: so long the version before a new one gets deltas too, while services load that
+
 
 class PublishedModel:
     """Where training publishes: a model's folder, which gets a version for each whole model, and its deltas.
@@ -26,6 +29,7 @@ class PublishedModel:
         """folder: REPOSITORY/MODEL. run: the run folder, which is there when the first model comes."""
         self.folder, self.run, self.options = folder, run, options
         self._writer: DeltaWriter | None = None
+        self._before: tuple[DeltaWriter, float] | None = None  # and until when it is written
         self._thread = ThreadPoolExecutor(1, "publish")
         self._written: Future[None] = self._thread.submit(lambda: None)
 
@@ -40,6 +44,8 @@ class PublishedModel:
         found = gather_model(RunFolder.open(self.run), model, {"step": step}, self.options)
         version = next_version(self.folder)
         write_artefact(version, content_of(found, self.folder.resolve().name, self.options.candidate_id))
+        if self._writer is not None:
+            self._before = self._writer, time.monotonic() + OVERLAP
         self._writer = DeltaWriter(version)
         console.print(f"step {step:,}: published as {version}", highlight=False, soft_wrap=True)
 
@@ -51,5 +57,7 @@ class PublishedModel:
             self._written.result()
 
     def _write(self, changes: Changes, step: int, last: bool) -> None:
-        if self._writer is not None:
-            self._writer.write(changes.tables, changes.dense, step=step, newest=changes.newest, last=last)
+        if self._before is not None and time.monotonic() > self._before[1]:
+            self._before = None
+        for writer in filter(None, (self._writer, self._before and self._before[0])):
+            writer.write(changes.tables, changes.dense, step=step, newest=changes.newest, last=last)

@@ -53,9 +53,11 @@ def train(
         float, typer.Option("--publish-every", help="Seconds between what is published.", min=0.0)
     ] = 1.0,
     full_every: Annotated[
-        int | None,
-        typer.Option("--full-every", help="Publish a new version after so many changes.", min=1),
-    ] = None,
+        int,
+        typer.Option(
+            "--full-every", help="Publish a new version after so many changes; a restart reads them.", min=1
+        ),
+    ] = 3600,
     publish_tables: Annotated[
         Literal["fp32", "fp16", "int8", "int4"] | None,
         typer.Option("--publish-tables", help="Serve the tables like this.", show_default="as trained"),

@@ -217,7 +217,7 @@ def test_a_bug_is_one_answer_and_the_service_goes_on(
 
 
 def test_versions_are_promoted_rolled_back_loaded_and_unloaded(made: Path, tmp_path: Path) -> None:
-    def states() -> dict[str, str]:
+    def states(client: httpx.Client) -> dict[str, str]:
         return {v["version"]: v["state"] for v in client.get("/v1/models/shop").json()["versions"]}
 
     with asking(made, tmp_path, "1", auto_promote=True) as client:
@@ -228,11 +228,11 @@ def test_versions_are_promoted_rolled_back_loaded_and_unloaded(made: Path, tmp_p
         assert (back["live"], back["previous"]) == ("1", None)
         assert client.post(RANK, json=ASKED).json()["version"] == "1"
         assert client.post("/v1/models/shop/versions/2:unload").status_code == 200
-        until(lambda: states()["2"] == "unloaded")
+        until(lambda: states(client)["2"] == "unloaded")
         assert problem(client.post("/v1/models/shop/versions/2:rank", json=ASKED)) == "not-ready"
         assert problem(client.post("/v1/models/shop/versions/2:promote")) == "conflict"
         assert client.post("/v1/models/shop/versions/2:load").status_code == 200
-        until(lambda: states()["2"] == "ready")
+        until(lambda: states(client)["2"] == "ready")
         assert client.post("/v1/models/shop/versions/2:promote").json()["live"] == "2"
         assert client.post(RANK, json=ASKED).json()["version"] == "2"
 

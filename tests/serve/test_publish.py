@@ -130,13 +130,24 @@ def test_a_run_that_goes_on_begins_a_version(train: Train, tmp_path: Path) -> No
     assert read_delta(max((second / "deltas").iterdir()))[0].header.last
 
 
-def test_so_many_deltas_end_a_version(train: Train, tmp_path: Path) -> None:
+def test_so_many_deltas_end_a_version(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tesserec.cli.publish.OVERLAP", 0.0)
     assert train("--full-every", 5, "--set", "train.max_steps=12").exit_code == 0
     versions = sorted((tmp_path / "repository" / "model").iterdir())
     assert [path.name for path in versions] == ["1", "2", "3"]
     assert [len(list((path / "deltas").iterdir())) for path in versions] == [5, 5, 3]
     for version, after in pairwise(versions):
         assert stored(served(version)[0]) == stored(Artefact.open(after).model())
+
+
+def test_the_version_before_goes_on_for_a_while(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tesserec.cli.publish.OVERLAP", 1e9)
+    assert train("--full-every", 5, "--set", "train.max_steps=12").exit_code == 0
+    first, second, third = sorted((tmp_path / "repository" / "model").iterdir())
+    assert stored(served(first)[0]) == stored(Artefact.open(third).model())
+    assert stored(served(second)[0]) == stored(served(third)[0])
 
 
 def test_publishing_leaves_the_run_as_it_is(train: Train, tmp_path: Path) -> None:
