@@ -310,9 +310,7 @@ class Repository:
                 return False
             version = slot.version
         try:
-            version.artefact.verify_tables(
-                stop=lambda: self._stopping.is_set() or slot.version is not version
-            )
+            version.verify(lambda: self._stopping.is_set() or slot.version is not version)
         except (ValueError, OSError) as error:
             _LOG.warning("%s failed: %s", slot.place, error)
             reason = str(error)

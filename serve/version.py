@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from tesserec.embeddings.collection import named_collections
 from tesserec.serve.artefact import Artefact
 from tesserec.serve.decode import Decoder, Limits
 from tesserec.serve.deltas import Follower
 from tesserec.serve.engine import Engine
 from tesserec.serve.golden import check_scores
+from tesserec.serve.mapped import populate
 from tesserec.serve.places import Place
 from tesserec.serve.query import Query
 
@@ -33,7 +35,7 @@ class Version:
         """
         self.model, self.number, self.artefact = place.model, place.number, artefact
         self.lock = threading.Lock()  # held while scoring, and while a delta is applied
-        model = artefact.model()
+        self._model = model = artefact.model()
         self.decoder = _decoder(artefact, limits)
         self.engine = Engine(model, artefact.model_spec.features, max_rows=max_rows)
         self.follower = Follower(artefact.path, model, self.engine, self.lock)
@@ -59,6 +61,13 @@ class Version:
             self.engine.warm_up([queries[0].split])
             check_scores(self.artefact.path, self.score(queries), wanted)
         self.follower.poll()
+
+    def verify(self, stop: Callable[[], bool]) -> None:
+        """Bring all tables into memory, and check them. ArtefactError. `stop` ends it between blocks."""
+        for _, collection in named_collections(self._model):
+            for pool in collection.pools:
+                populate(pool.data, stop)
+        self.artefact.verify_tables(stop=stop)
 
 
 def golden_queries(artefact: Artefact, rows: Sequence[dict[str, object]]) -> list[list[Query]]:

@@ -51,7 +51,7 @@ class FakeVersion:
         self.polled += 1
         return 0
 
-    def verify_tables(self, *, stop: Callable[[], bool]) -> None:
+    def verify(self, stop: Callable[[], bool]) -> None:
         """ValueError when it is said to be damaged; as soon as a file `verify` is there, if that is to be."""
         while self.about.get("verify_when") and not Path(self.about["verify_when"]).exists():
             if stop():
