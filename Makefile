@@ -50,6 +50,7 @@ PEERS_PIP = $(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-che
 $(VENV_PEERS)/ready:
 	test -x $(VENV_PEERS)/bin/python || $(PY) -m venv $(VENV_PEERS)
 	$(PEERS_PIP) --extra-index-url $(TORCH_CPU) 'torch==2.13.*'
+	$(PEERS_PIP) fastapi 'uvicorn[standard]' orjson
 	$(PEERS_PIP) 'fbgemm-gpu-cpu==1.8.*' numpy pandas pyarrow tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 	$(PEERS_PIP) --no-deps 'torchrec==1.8.*'
 	$(VENV_PEERS)/bin/python -W ignore -c 'import benchmarks.peers.tables, benchmarks.peers.dlrm, benchmarks.peers.sharded'
@@ -60,6 +61,7 @@ bench: $(VENV)/dev bench-peers  ## ours beside the peers, in turns: the figures 
 	$(BIN)/python -m benchmarks.embedding_train $(BENCH)
 	$(BIN)/python -m benchmarks.embedding_int8 $(BENCH)
 	$(BIN)/python -m benchmarks.dlrm_step $(BENCH)
+	$(BIN)/python -m benchmarks.serve_capacity $(BENCH)
 
 bench-data: $(VENV)/dev  ## the figures about reading and preparing data
 	$(BIN)/python benchmarks/prepare_csv.py

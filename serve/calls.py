@@ -161,6 +161,11 @@ def model(name: str) -> Call[ModelStatus]:
     return Call("GET", _model(name), _reader(ModelStatus))
 
 
+def ready() -> Call[None]:
+    """GET /readyz."""
+    return Call("GET", "/readyz", lambda content: None)
+
+
 def change(name: str, version: str | int, verb: str) -> Call[ModelStatus]:
     """POST …/versions/{version}:load, :unload or :promote."""
     return Call("POST", f"{_model(name)}/versions/{_segment(str(version))}:{verb}", _reader(ModelStatus))

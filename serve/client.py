@@ -128,6 +128,14 @@ class Client:
         """One model, with the schema of its rows and an example."""
         return self._send(calls.model(name))
 
+    def ready(self) -> bool:
+        """Whether there is a service, and all its models can answer."""
+        try:
+            self._send(calls.ready())
+        except (NotReady, Unreachable):
+            return False
+        return True
+
     def load(self, name: str, version: str | int) -> ModelStatus:
         """Have a version loaded: it becomes ready, or failed, in the background."""
         return self._send(calls.change(name, version, "load"))
@@ -231,6 +239,14 @@ class AsyncClient:
     async def model(self, name: str) -> ModelStatus:
         """As `Client.model`."""
         return await self._send(calls.model(name))
+
+    async def ready(self) -> bool:
+        """As `Client.ready`."""
+        try:
+            await self._send(calls.ready())
+        except (NotReady, Unreachable):
+            return False
+        return True
 
     async def load(self, name: str, version: str | int) -> ModelStatus:
         """As `Client.load`."""

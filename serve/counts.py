@@ -11,6 +11,7 @@ STAGES = ("decode", "queue", "score", "answer", "total")
 STEPS = (1.0, 1.25, 1.6, 2.0, 2.5, 3.15, 4.0, 5.0, 6.3, 8.0)  # Renard's R10: ten to a decade
 SECONDS = np.array([step * 10.0**power for power in range(-5, 1) for step in STEPS] + [10.0])  # bucket edges
 SIZES = 2.0 ** np.arange(15)
+LEAST = 1000  # scores: of fewer, chance alone makes distributions look apart
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating]
@@ -53,11 +54,11 @@ def quantile(edges: Floats, counts: Counts, q: float) -> float | None:
 
 
 def drift(counts: Counts, expected: Counts) -> float | None:
-    """Population stability index Σ (p − q)·ln(p / q) of two histograms; None where one is empty.
+    """Population stability index Σ (p − q)·ln(p / q) of two histograms; None of too few values to tell.
 
     Each bucket counts half a value more, so that empty ones have a logarithm.
     """
-    if not counts.sum() or not expected.sum():
+    if min(counts.sum(), expected.sum()) < LEAST:
         return None
     p, q = ((c + 0.5) / (c + 0.5).sum() for c in (counts, expected))
     return float(np.sum((p - q) * np.log(p / q)))

@@ -253,6 +253,21 @@ def test_nobody_there_is_unreachable() -> None:
             client.models()
 
 
+@both
+@pytest.mark.parametrize(
+    ("answer", "ready"),
+    [
+        (httpx.Response(200, json={"status": "ok"}), True),
+        (told(problems.NotReady("model 'm' is loading", retry_after=0)), False),
+        (httpx.ConnectError("refused"), False),
+    ],
+)
+def test_ready_is_true_false_or_an_error(answer: Answer, ready: bool, waits: bool) -> None:
+    assert Script(answer).ask(lambda client: client.ready(), waits) is ready
+    with pytest.raises(problems.Unauthorized):
+        Script(told(problems.Unauthorized("no token"))).ask(lambda client: client.ready(), waits)
+
+
 @pytest.fixture
 def address() -> Iterator[str]:
     with serving(Service([films(), ads()], token="secret")) as found:
