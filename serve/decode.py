@@ -233,7 +233,7 @@ class Decoder:
     def _counted(
         self, part: PartEncoder, encoded: Encoded, values: Sequence[Any], place: str, said: list[str] | None
     ) -> Part:
-        self._totals[part.places] += encoded.seen[:, :2]
+        kernels.count_seen(encoded.seen, part.places, self._totals)
         if said is not None:
             said += remarks(part, encoded, values, place)
         return encoded.part

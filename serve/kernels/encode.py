@@ -242,3 +242,11 @@ def count_objects(body):
         elif byte == ord("{") and not inside:
             count += 1
     return count
+
+
+@kernel
+def count_seen(seen, places, totals):
+    """totals[places[i], :2] += seen[i, :2]."""
+    for i in range(len(places)):
+        totals[places[i], 0] += seen[i, 0]
+        totals[places[i], 1] += seen[i, 1]
