@@ -24,9 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A candidate of a ranking. index: its place in the request; id: its name there, else the index."""
+    """A candidate of a ranking. index: its place in the request.
 
-    id: str | int
+    id: its `id` there, or else the value of the column that names the model's candidates; None without both.
+    """
+
+    id: str | int | None
     index: int
     score: float
 

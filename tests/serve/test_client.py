@@ -91,6 +91,12 @@ def test_ranking_is_sent_and_read(waits: bool) -> None:
     }
 
 
+def test_candidates_without_a_name_are_told_by_their_place() -> None:
+    unnamed = {**RANKED, "results": [{"id": None, "index": 1, "score": 0.5}]}
+    with Script(httpx.Response(200, json=unnamed)).client() as client:
+        assert client.rank("m", CONTEXT, CANDIDATES).results == (Scored(None, 1, 0.5),)
+
+
 def test_numpy_values_are_sent_as_numbers_and_lists() -> None:
     script = Script(httpx.Response(200, json={"model": "m", "version": "1", "scores": [0.25]}))
     row = {"price": np.float32(0.5), "user": np.int64(2**53 + 1), "tags": np.array(["a", "b"])}
