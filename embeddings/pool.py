@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,18 @@ from tesserec.embeddings.spans import Span
 Array = npt.NDArray[Any]
 
 _PIECE = 1 << 20  # elements filled by one task
+
+
+class Rows(Protocol):
+    """What gives arrays when it is cut by rows: an array, or something that makes them when asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, rows: slice, /) -> Array: ...
 
 
 @dataclass(frozen=True, slots=True)

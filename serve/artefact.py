@@ -30,7 +30,7 @@ from tesserec.dataio.atomic import atomic_folder
 from tesserec.dataio.encoder import Encoder, EncoderError
 from tesserec.embeddings.allocation import planning
 from tesserec.embeddings.collection import dense_state, named_collections
-from tesserec.embeddings.pool import Pool
+from tesserec.embeddings.pool import Pool, Rows
 from tesserec.embeddings.quantize import BITS, QuantizedPool, with_pools
 from tesserec.models.features import ModelError
 from tesserec.serve import golden
@@ -50,7 +50,7 @@ from tesserec.serve.manifest import (
     read_manifest,
     write_manifest,
 )
-from tesserec.serve.mapped import Rows, map_rows, verify_rows, write_rows
+from tesserec.serve.mapped import map_rows, verify_rows, write_rows
 from tesserec.serve.spec import ModelSpec
 
 __all__ = ["Artefact", "ArtefactError", "Content", "Histogram", "ModelSpec", "Rows", "write_artefact"]

@@ -14,12 +14,13 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tesserec.embeddings.allocation import LINE
+from tesserec.embeddings.pool import Rows
 from tesserec.serve.manifest import AGAIN, ArtefactError, PoolFile, reading, sum_of
 
 BLOCK = 1 << 24
@@ -27,18 +28,6 @@ _MAP_NORESERVE = 0x4000  # Linux's: pages that are never written need no room in
 _MADV_POPULATE_READ = 22  # Linux's, from 5.14 on
 
 Array = npt.NDArray[Any]
-
-
-class Rows(Protocol):
-    """What gives arrays when it is cut by rows: an array, or something that makes them when asked."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __getitem__(self, rows: slice, /) -> Array: ...
 
 
 def write_rows(path: Path, rows: Rows) -> tuple[int, int, int, tuple[int, ...]]:

@@ -32,6 +32,7 @@ from safetensors.numpy import load, save
 
 from tesserec.autograd.workers import parallel_map
 from tesserec.dataio.atomic import atomic_folder
+from tesserec.embeddings.pool import Rows
 from tesserec.sharding.comm import Comm, LocalComm
 from tesserec.sharding.plan import PlanError, Rectangle, Span, check_tiling, in_words, intersection
 from tesserec.sharding.watchdog import patience
@@ -41,7 +42,6 @@ from tesserec.train.parts import (
     CheckpointError,
     Part,
     PartReader,
-    Rows,
     part_file,
     read_bytes,
     write_parts,

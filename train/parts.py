@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tesserec.autograd.workers import parallel_map
+from tesserec.embeddings.pool import Rows
 from tesserec.sharding.plan import Rectangle, Span, intersection
 
 BLOCK = 1 << 24  # bytes of a block: as many whole rows as fit, but one at least
@@ -32,18 +33,6 @@ Bytes = npt.NDArray[np.uint8]
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and what to do."""
-
-
-class Rows(Protocol):
-    """What gives arrays when it is cut by rows: an array, or something that makes them when asked."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __getitem__(self, rows: slice, /) -> Array: ...
 
 
 @dataclass(frozen=True, slots=True)

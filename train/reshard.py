@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from tesserec.dataio.atomic import atomic_file
 from tesserec.dataio.config import did_you_mean
+from tesserec.embeddings.pool import Rows
 from tesserec.sharding.plan import Shape, ShardingPlan, Span
 from tesserec.train.checkpoint import (
     Checkpoint,
@@ -29,7 +30,7 @@ from tesserec.train.checkpoint import (
     save_checkpoint,
     table_of,
 )
-from tesserec.train.parts import Array, Rows, rows_of_block, write_parts
+from tesserec.train.parts import Array, rows_of_block, write_parts
 
 BFLOAT16 = np.dtype("uint16")  # as the bits of which tables of it are stored
 
