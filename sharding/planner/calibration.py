@@ -37,6 +37,7 @@ SHORT, SHORT_WIDTHS = 4, (16, 64, 80, 112, 256)  # ids of a bag, where bags are 
 LENGTH = 16  # ids of a bag, where rows are what is measured
 ELEMENTS = 1 << 20  # of rows in a timed lookup
 MORE = 8  # times as many on several threads, beside which waking them is little
+LEAST = 0.02  # of a time is left at least, whatever is subtracted: other processes may have slowed that more
 FORKED = 64  # width of the rows of which a few are looked up too: to wake threads is most of that
 OUTPUTS = tuple(1 << k for k in (15, 18, 20, 21, 22, 23, 24, 25, 26))  # bytes, of rows of 64
 NARROW_BAGS = 1 << 14  # of rows of 4, where bags are what is measured
@@ -257,7 +258,7 @@ def _bags(times: Times, output: Curve, threads: int) -> dict[str, float]:
         short = times["short", width] - written[1]
         spent = short - (times["lookup", "float32", width, CACHED] - written[0])
         terms.append(((many - long) * passes_of(width), (many - long) * (width // 16.0)))
-        taken.append(max(spent, 0.02 * short))
+        taken.append(max(spent, LEAST * times["short", width]))
     return fitted(("bag_pass", "bag_vector"), terms, taken)
 
 
@@ -313,7 +314,7 @@ def _rows(
             written = bags * 4 * width * _at(output, bags * 4 * width)
             bag = price["bag"] + passes_of(width) * price["bag_pass"] + width // 16 * price["bag_vector"]
             spent = taken - call - bags * bag - written
-            found[key[1:]] = max(spent, 0.3 * (taken - call)) / (bags * LENGTH)
+            found[key[1:]] = max(spent, 0.3 * (taken - call), LEAST * taken) / (bags * LENGTH)
     return found
 
 
@@ -321,7 +322,8 @@ def _gradient(times: Times, call: float) -> dict[int, Curve]:
     found = {}
     for width in UPDATED_WIDTHS:
         ids = [int(np.prod(gradient_bags(width, size))) for size in GRADIENTS]
-        taken = [times["gradient", width, size] - call for size in GRADIENTS]
+        calls = [times["gradient", width, size] for size in GRADIENTS]
+        taken = [max(each - call, LEAST * each) for each in calls]
         found[width] = _curve(GRADIENTS, np.maximum.accumulate(np.array(taken) / ids))
     return found
 

@@ -109,6 +109,17 @@ def test_rows_come_back(speeds: Speeds, width: int, distance: float) -> None:
     assert float(speeds.row(width, 2, at_distance(distance))) == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_price_is_negative_where_others_work(points: dict[Point, Any], seed: int) -> None:
+    late = np.random.default_rng(seed).exponential(2.0, len(points))  # what a busy machine adds
+    times = {p: truth(p, 2) * (1 + more) for p, more in zip(points, late, strict=True)}
+    made = calibration.kernels(times, 1, 2)
+    curves = [*made.gradient.values(), *made.update.values(), made.output]
+    curves += [curve for widths in made.lookup.values() for curve in widths.values()]
+    prices = [p for widths in made.cached.values() for p in widths.values()] + list(made.single.values())
+    assert min(prices + [seconds for curve in curves for seconds in curve.seconds]) >= 0
+
+
 def test_waking_threads_is_paid_once(points: dict[Point, Any]) -> None:
     made = [
         with_reading(calibration.kernels({p: truth(p, threads) for p in points}, 1, threads))
