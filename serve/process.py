@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -69,6 +70,7 @@ def serve(path: Path, settings: ServeSettings, started: Callable[[str], None]) -
 def worker_app() -> FastAPI:
     """The app of a worker. uvicorn makes it on the event loop, when it has set its own signal handlers."""
     given = Given.model_validate_json(os.environ[_GIVEN])
+    _log_to_stderr(given.settings.workers)
     app = create_app(
         Repository(given.path, repository_settings(given.settings)), given.settings, given.counts
     )
@@ -118,6 +120,13 @@ def _config(settings: ServeSettings) -> uvicorn.Config:
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
+
+
+def _log_to_stderr(workers: int) -> None:
+    """Say what becomes of versions; which of several workers says it, by its process."""
+    who = " [%(process)d]" if workers > 1 else ""
+    logging.basicConfig(format=f"%(asctime)s{who} %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("tesserec.serve").setLevel(logging.INFO)
 
 
 def _drain_first(service: Service) -> None:

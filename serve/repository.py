@@ -91,7 +91,7 @@ class Repository:
         self._settled: set[str] = set()  # models that have answered as was decided
         self._state = self._store.read()  # as it was last followed
         found = self._find()
-        self._shelf.take(found)
+        self._take(found)
         decided = {name for name, model in self._state.models.items() if model.live}
         self._expected = decided or set(found.places)
 
@@ -241,17 +241,22 @@ class Repository:
         with self._lock:
             failed = [(slot, slot.signature) for slot in self._shelf.failed()]
         mended = [slot for slot, before in failed if signature(slot.place.path) != before]
+        self._take(found)
         with self._lock:
-            known = {text for texts in self._shelf.refused.values() for text in texts}
-            self._shelf.take(found)
             for slot in mended:
                 if slot.state == "failed":
                     slot.reset()
-        for text in {text for texts in found.refused.values() for text in texts} - known:
-            _LOG.warning("%s", text)
         self._apply()
         self._promote_newest()
         return False
+
+    def _take(self, found: Found) -> None:
+        """Know what is on disk, and say what of it is no version."""
+        with self._lock:
+            known = {text for texts in self._shelf.refused.values() for text in texts}
+            self._shelf.take(found)
+        for text in {text for texts in found.refused.values() for text in texts} - known:
+            _LOG.warning("%s", text)
 
     def _load_next(self) -> bool:
         """Load the version that is wanted most -> whether there was one."""
@@ -260,6 +265,7 @@ class Repository:
             if slot is None:
                 return False
             slot.state = "loading"
+        _LOG.info("%s is loading (the first one on a machine compiles kernels, up to a minute)", slot.place)
         files = signature(slot.place.path)
         try:
             version = self._loader(slot.place, partial(self._admit, slot))
