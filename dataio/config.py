@@ -38,8 +38,8 @@ Where = Callable[[Sequence[str | int]], str]  # the path of a key -> where that 
 def read_config(path: str | Path | None, model: type[ModelT], overrides: Sequence[str] = ()) -> ModelT:
     """File (.yaml, .yml, .toml or .json) with `a.b=value` overrides applied → instance of `model`.
 
-    Without a file, the overrides alone. The value of an override is read as YAML: `train.lr=1e-3`, `data.files=[a, b]`, `name=null`.
-    Raises ConfigError.
+    Without a file, the overrides alone. The value of an override is read as YAML: `train.lr=1e-3`,
+    `data.files=[a, b]`, `name=null`. Raises ConfigError.
     """
     values = {} if path is None else load_mapping(path)
     for override in overrides:
