@@ -21,7 +21,7 @@ with Client("http://127.0.0.1:8099") as client:
     ranking = client.rank("clicks", example["context"], example["candidates"])
     print(f"version {ranking.version}:", *(f"{result.index}: {result.score:.4f}" for result in ranking.results))
 EOF
-step tesserec train examples/dlrm.yaml --publish demo/models/clicks --set output=demo/online
+step tesserec train examples/dlrm.yaml --publish demo/models/clicks --set output=demo/online --set train.max_steps=60
 python - <<'EOF'
 import time
 
