@@ -32,14 +32,14 @@ def address_of(service: subprocess.Popen[str]) -> str:
 
 
 def wait_until_ready(client: Client) -> None:
-    until = time.monotonic() + 100
+    until = time.monotonic() + 150
     while not client.ready():
         assert time.monotonic() < until
         time.sleep(0.1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(240)
 def test_a_service_starts_answers_and_ends(tmp_path: Path, workers: int) -> None:
     write_artefact(tmp_path / "repository" / "shop" / "1", content(tmp_path / "parts"))
     shutil.copytree(tmp_path / "repository" / "shop" / "1", tmp_path / "repository" / "shop" / "draft")
@@ -57,7 +57,7 @@ def test_a_service_starts_answers_and_ends(tmp_path: Path, workers: int) -> None
     assert "Traceback" not in said
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(240)
 def test_tokens_open_what_their_scopes_say(tmp_path: Path) -> None:
     write_artefact(tmp_path / "shop", content(tmp_path / "parts"))
     made = tesserec("token", tmp_path / "tokens", "--name", "shop", "--scope", "rank")
