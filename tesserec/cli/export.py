@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tesserec.cli.console import console, print_json
+from tesserec.cli.console import console, fail, print_json
 
 if TYPE_CHECKING:
     from tesserec.serve.artefact import Artefact, Content
@@ -57,6 +57,8 @@ def export(
     from tesserec.serve.artefact import Artefact, write_artefact
     from tesserec.train.export import ExportOptions, gather
 
+    if onnx is not None:
+        _check_onnx()
     with console.status("gathering and scoring"):
         found = gather(run, ExportOptions(tables and STORED[tables], candidate_id, golden), checkpoint)
     with console.status("writing"):
@@ -105,6 +107,14 @@ def content_of(found: Export, name: str, candidate_id: str | None) -> Content:
         candidate_columns=found.candidate_columns,
         deviation=found.deviation,
     )
+
+
+def _check_onnx() -> None:
+    """Leave at once where ONNX is not installed, before anything is written."""
+    try:
+        import tesserec.serve.onnx  # noqa: F401
+    except ModuleNotFoundError as error:
+        fail(str(error))
 
 
 def _write_onnx(artefact: Artefact, path: Path) -> float:
