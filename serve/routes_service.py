@@ -92,9 +92,7 @@ def service_routes(service: Service) -> APIRouter:
                 "ready": here.ready,
                 "draining": service.draining,
                 "tokens": service.tokens is not None,
-                "memory_bytes": sum(
-                    v.version.nbytes for model in models for v in model.versions if v.version
-                ),
+                "memory_bytes": sum(version.nbytes for version in _loaded(models)),
                 "memory_budget_bytes": service.settings.memory_bytes,
             },
             queue={

@@ -56,7 +56,7 @@ def pack(b, rows):
     """
     K, N = b.shape
     first = N // WIDE * WIDE if rows <= 2 * TALL and b.strides[1] == 4 else 0
-    panels = aligned(K * _padded(N - first))
+    panels = aligned(K * padded(N - first))
     _call_pack(K, N, first, address(b), b.strides[0], b.strides[1], address(panels))
     return panels
 
@@ -73,7 +73,7 @@ def multiply(a, b, panels, out, accumulate):
 def _multiply_with(tiles, a, b, panels, out, accumulate):
     """Arrays end with their last use, and a use of the address does not count: a call keeps them."""
     K, N = b.shape
-    first = 0 if len(panels) == K * _padded(N) else N // WIDE * WIDE
+    first = 0 if len(panels) == K * padded(N) else N // WIDE * WIDE
     _call_multiply(
         len(a), K, N,
         address(a), a.strides[0], a.strides[1], address(tiles),
@@ -107,7 +107,7 @@ def _plain(a, b, out, accumulate):
 
 
 @inlined
-def _padded(width):
+def padded(width):
     """Columns of whole registers."""
     return -(-width // LANES) * LANES
 
@@ -119,7 +119,7 @@ def _block(K):
 
 
 @inlined
-def _height(left):
+def tile_height(left):
     """Rows of the next tile, when so many are left."""
     return TALL if left >= TALL else 4 if left >= 4 else 1
 
@@ -131,7 +131,7 @@ def _pack(K, N, first, b, down, right, panels):
         for j in range(first, N, WIDE):
             width = min(N - j, WIDE)
             source = b + k * down + j * right
-            target = panels + ((j - first) * K + k * _padded(width)) * 4
+            target = panels + ((j - first) * K + k * padded(width)) * 4
             if right == 4:
                 _pack_lines(min(K - k, few), width, source, down, target)
             else:
@@ -142,7 +142,7 @@ def _pack(K, N, first, b, down, right, panels):
 def _pack_lines(K, width, source, down, target):
     """Lines of `width` numbers, padded."""
     for k in range(K):
-        line, full = floats(source + k * down), _padded(width)
+        line, full = floats(source + k * down), padded(width)
         o = floats(target + k * full * 4)
         for c in range(width):
             o[c] = line[c]
@@ -153,7 +153,7 @@ def _pack_lines(K, width, source, down, target):
 @kernel
 def _pack_columns(K, width, source, right, target):
     """The same from packed columns: whole squares through registers, the rest one by one."""
-    full = _padded(width)
+    full = padded(width)
     whole_k, whole_width = K // LANES * LANES, width // LANES * LANES
     for c in range(0, whole_width, LANES):
         for k in range(0, whole_k, LANES):
@@ -174,12 +174,12 @@ def _multiply(M, K, N, a, a_down, a_right, packed, b, b_down, first, panels, out
             _pack_tiles(rows, K, a + lo * a_down, a_right, packed)
         for j in range(0, N, WIDE):
             width = min(N - j, WIDE)
-            right = (panels + (j - first) * K * 4, _padded(width) * 4)
+            right = (panels + (j - first) * K * 4, padded(width) * 4)
             if j < first:
                 right = (b + j * 4, b_down)
             i = 0
             while i < rows:
-                height = _height(rows - i)
+                height = tile_height(rows - i)
                 left = (packed + i * K * 4, 4, height * 4)
                 if a_right == 4:
                     left = (a + (lo + i) * a_down, a_down, 4)
@@ -187,12 +187,13 @@ def _multiply(M, K, N, a, a_down, a_right, packed, b, b_down, first, panels, out
                 ahead = (right[0] + K * WIDE * 4 * (rows + i) // rows, WIDE * 4 * height // rows)
                 if j == 0 and a_right == 4:
                     ahead = (a + (lo + i + height) * a_down, height * a_down // max(K, 1))
-                _tile(height, left, right, at, K, width, accumulate, ahead)
+                product_tile(height, left, right, at, K, width, accumulate, ahead)
                 i += height
 
 
 @kernel
-def _tile(height, left, right, out, K, width, accumulate, ahead):
+def product_tile(height, left, right, out, K, width, accumulate, ahead):
+    """A tile of `tile_height` rows and up to WIDE columns; as `vector.tile`."""
     if width > LANES:
         if height == TALL:
             tile(TALL, 2, left, right, out, K, width, accumulate, ahead)
@@ -214,7 +215,7 @@ def _pack_tiles(rows, K, source, right, packed):
     for k0 in range(0, K, FEW):
         i = 0
         while i < rows:
-            height = _height(rows - i)
+            height = tile_height(rows - i)
             for k in range(k0, min(k0 + FEW, K)):
                 at = source + k * right + i * 4
                 to = packed + (i * K + k * height) * 4

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from tesserec.autograd.kernels.gemm import pack
-from tesserec.autograd.kernels.jit import dot_kernel, inlined, kernel
+from tesserec.autograd.kernels.gemm import WIDE, pack, padded, product_tile, tile_height
+from tesserec.autograd.kernels.jit import dot_kernel, kernel
 from tesserec.autograd.kernels.linear import RELU, SIGMOID, TANH
-from tesserec.autograd.kernels.vector import LANES, TALL, floats, listed_tile, tile
+from tesserec.autograd.kernels.vector import LANES, TALL, floats, listed_tile
 from tesserec.embeddings.kernels.memory import uint32_at
 
-WIDE = 2 * LANES  # columns of a panel
 FEW = 4  # columns that are dotted one by one instead
 NEAR = 64 << 10  # numbers of x that meet one panel after the other while they stay in the L2 cache
 MANY = 1 << 30  # rows for which packing pays
@@ -57,48 +56,19 @@ def layer(x, w, shift, out, rows, starts, shape, activation, skip):
             _finish(out[0] + r * out[1], shift[0] + segment * shift[1], N, activation)
 
 
-@inlined
-def _height(left):
-    """Rows of the next tile, when so many are left."""
-    return TALL if left >= TALL else 4 if left >= 4 else 1
-
-
-@inlined
-def _padded(width):
-    """Columns of whole registers."""
-    return -(-width // LANES) * LANES
-
-
 @kernel
 def _product(x, w, out, rows, K, N):
     for j in range(0, N, WIDE):
         width, i = min(N - j, WIDE), 0
-        right = (w + j * K * 4, _padded(width) * 4)
+        right = (w + j * K * 4, padded(width) * 4)
         while i < rows:
-            height = _height(rows - i)
+            height = tile_height(rows - i)
             at = (out[0] + i * out[1] + j * 4, out[1])
             ahead = (right[0] + K * WIDE * 4 * (rows + i) // rows, WIDE * 4 * height // rows)
             if j == 0:
                 ahead = (x[0] + (i + height) * x[1], height * x[1] // max(K, 1))
-            _tile(height, (x[0] + i * x[1], x[1], 4), right, at, K, width, ahead)
+            product_tile(height, (x[0] + i * x[1], x[1], 4), right, at, K, width, False, ahead)
             i += height
-
-
-@kernel
-def _tile(height, left, right, out, K, width, ahead):
-    if width > LANES:
-        if height == TALL:
-            tile(TALL, 2, left, right, out, K, width, False, ahead)
-        elif height == 4:
-            tile(4, 2, left, right, out, K, width, False, ahead)
-        else:
-            tile(1, 2, left, right, out, K, width, False, ahead)
-    elif height == TALL:
-        tile(TALL, 1, left, right, out, K, width, False, ahead)
-    elif height == 4:
-        tile(4, 1, left, right, out, K, width, False, ahead)
-    else:
-        tile(1, 1, left, right, out, K, width, False, ahead)
 
 
 @kernel
@@ -107,15 +77,15 @@ def _listed_product(x, w, out, rows, K, N, listed):
     counts, used = np.empty(rows // TALL + RESTS, np.int64), np.empty(K, np.uint32)
     tiles, i = 0, 0
     while i < rows:
-        height = _height(rows - i)
+        height = tile_height(rows - i)
         counts[tiles] = _list_used(x[0] + i * x[1], x[1], height, used, listed[tiles * K :])
         tiles, i = tiles + 1, i + height
     lists = np.int64(listed.ctypes.data)
     for j in range(0, N, WIDE):
         width, i = min(N - j, WIDE), 0
-        right = (w + j * K * 4, _padded(width) * 4)
+        right = (w + j * K * 4, padded(width) * 4)
         for t in range(tiles):
-            height = _height(rows - i)
+            height = tile_height(rows - i)
             left = (x[0] + i * x[1], x[1], lists + t * K * 8)
             at = (out[0] + i * out[1] + j * 4, out[1])
             _listed_tile(height, left, right, at, counts[t], width)
